@@ -1,0 +1,72 @@
+"""Anomaly segmentation in PyTorch Lightning: scenes go in, a calibrated map of what does not belong comes out.
+
+Importing this package imports no torch: names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from anomseg.registry import BY_NAME
+from anomseg.version import __version__
+
+if TYPE_CHECKING:
+    from anomseg.calibration.quantile import QuantileCalibration, RankCalibration
+    from anomseg.callbacks.scene_writer import SceneWriter
+    from anomseg.data.hyperspectral import HyperspectralDataModule
+    from anomseg.data.read_scene import read_scene
+    from anomseg.data.synthetic import SyntheticDataModule
+    from anomseg.functional.rx import global_rx, local_rx
+    from anomseg.methods.base import AnomalySegmenter
+    from anomseg.methods.checkpoint import load
+    from anomseg.methods.rx import RX
+    from anomseg.metrics.pixel import (
+        Detectability,
+        F1Max,
+        FPRAtTPR,
+        ImageAUROC,
+        PixelAUROC,
+        PixelAveragePrecision,
+        ThresholdAtFPR,
+    )
+    from anomseg.metrics.region import PerRegionOverlap
+    from anomseg.sample import IGNORE, check_sample
+
+__all__ = [  # spelled out for editors and type checkers; a test compares it with the table
+    "IGNORE",
+    "RX",
+    "AnomalySegmenter",
+    "Detectability",
+    "F1Max",
+    "FPRAtTPR",
+    "HyperspectralDataModule",
+    "ImageAUROC",
+    "PerRegionOverlap",
+    "PixelAUROC",
+    "PixelAveragePrecision",
+    "QuantileCalibration",
+    "RankCalibration",
+    "SceneWriter",
+    "SyntheticDataModule",
+    "ThresholdAtFPR",
+    "__version__",
+    "check_sample",
+    "global_rx",
+    "load",
+    "local_rx",
+    "read_scene",
+]
+
+
+def __getattr__(name: str) -> Any:
+    entry = BY_NAME.get(name)
+    if entry is None:
+        raise AttributeError(f"module 'anomseg' has no attribute '{name}'; `anomseg list` shows what it has")
+    value = getattr(import_module(entry.module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,77 @@
+"""Describe objects as plain data and build them again, so that checkpoints load with `weights_only=True`.
+
+An object is described by its class path and its constructor arguments, read from attributes **of the same name**: a class of this library
+keeps every constructor argument under its own name. Only classes of this library are built again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PLAIN = (str, int, float, bool, type(None))
+
+
+def arguments_of(obj: object) -> dict[str, Any]:
+    """Read the constructor arguments of an object back as plain data.
+
+    Args:
+        obj: an object whose class keeps each constructor argument as an attribute of the same name.
+
+    Raises:
+        TypeError: an argument is neither plain nor described by a class of this library.
+    """
+    names = [n for n, p in inspect.signature(type(obj)).parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return {n: describe(getattr(obj, n), f"{type(obj).__name__}.{n}") for n in names}
+
+
+def describe(value: Any, where: str = "value") -> Any:
+    """Turn a value into plain data: numbers, strings, lists, dicts, and {class_path, init_args} for objects of this library."""
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [describe(v, where) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): describe(v, where) for k, v in value.items()}
+    cls = type(value)
+    if cls.__module__.split(".")[0] == "anomseg":
+        return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments_of(value)}
+    raise TypeError(
+        f"Expected {where} to be plain data or an object of anomseg, but got {cls.__module__}.{cls.__qualname__}. "
+        "A checkpoint stores constructor arguments as plain data only."
+    )
+
+
+def build(value: Any) -> Any:
+    """Build what `describe` described; plain data pass unchanged.
+
+    Raises:
+        ValueError: a class path lies outside this library.
+    """
+    if isinstance(value, Mapping) and "class_path" in value:
+        return locate(value["class_path"])(**{k: build(v) for k, v in (value.get("init_args") or {}).items()})
+    return [build(v) for v in value] if isinstance(value, list) else value
+
+
+def locate(class_path: str) -> Any:
+    """Import a class of this library by its dotted path.
+
+    Raises:
+        ValueError: the path lies outside this library or names nothing in it.
+    """
+    module, _, name = class_path.rpartition(".")
+    if module.split(".")[0] != "anomseg":
+        raise ValueError(f"Expected a class of anomseg, but got '{class_path}'. Checkpoints of other libraries are not loaded.")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"Expected '{class_path}' in this version of anomseg, but it is not there ({error}).") from error
+    if not (inspect.isclass(found) and (dataclasses.is_dataclass(found) or found.__module__ == module)):
+        raise ValueError(f"Expected '{class_path}' to be a class of anomseg, but got {found!r}.")
+    return found

@@ -1,0 +1,68 @@
+"""The one table of public names: what `import anomseg` offers, what `anomseg list` prints, what the command line calls by short names."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Kind = Literal["method", "data", "calibration", "metric", "function", "callback", "contract"]
+
+
+class Entry(NamedTuple):
+    """Name one public object.
+
+    Attributes:
+        name: how it is imported, `from anomseg import <name>`.
+        module: where it is defined.
+        kind: what it is.
+        summary: one line for `anomseg list`.
+    """
+
+    name: str
+    module: str
+    kind: Kind
+    summary: str
+
+    @property
+    def short_name(self) -> str:
+        """Give the name that the command line takes: `Hyperspectral` for `HyperspectralDataModule`."""
+        return self.name.removesuffix("DataModule") if self.kind == "data" else self.name
+
+    @property
+    def class_path(self) -> str:
+        """Give the dotted path."""
+        return f"{self.module}.{self.name}"
+
+
+TABLE: tuple[Entry, ...] = (
+    Entry("RX", "anomseg.methods.rx", "method", "Mahalanobis distance from the background, global or in a dual window"),
+    Entry("HyperspectralDataModule", "anomseg.data.hyperspectral", "data", "cubes from MATLAB, ENVI, GeoTIFF and NumPy files"),
+    Entry("SyntheticDataModule", "anomseg.data.synthetic", "data", "seeded scenes with implanted targets; needs no files"),
+    Entry("QuantileCalibration", "anomseg.calibration.quantile", "calibration", "two quantiles of the normal scores become fixed heat values"),
+    Entry("RankCalibration", "anomseg.calibration.quantile", "calibration", "heat is the share of normal pixels below"),
+    Entry("PixelAUROC", "anomseg.metrics.pixel", "metric", "area under the pixel ROC curve of unbounded scores"),
+    Entry("PixelAveragePrecision", "anomseg.metrics.pixel", "metric", "average precision of unbounded scores"),
+    Entry("FPRAtTPR", "anomseg.metrics.pixel", "metric", "false-positive rate at a true-positive rate"),
+    Entry("F1Max", "anomseg.metrics.pixel", "metric", "best F1 and its threshold"),
+    Entry("ThresholdAtFPR", "anomseg.metrics.pixel", "metric", "threshold at a false-positive rate"),
+    Entry("Detectability", "anomseg.metrics.pixel", "metric", "3-D ROC family of hyperspectral detection"),
+    Entry("ImageAUROC", "anomseg.metrics.pixel", "metric", "AUROC with one score for each image"),
+    Entry("PerRegionOverlap", "anomseg.metrics.region", "metric", "AUPRO: every region counts the same"),
+    Entry("global_rx", "anomseg.functional.rx", "function", "RX against the whole image"),
+    Entry("local_rx", "anomseg.functional.rx", "function", "RX against a dual window"),
+    Entry("SceneWriter", "anomseg.callbacks.scene_writer", "callback", "writes score, heat map and picture of every scene"),
+    Entry("AnomalySegmenter", "anomseg.methods.base", "contract", "the base class of every method"),
+    Entry("load", "anomseg.methods.checkpoint", "function", "loads any method from its checkpoint"),
+    Entry("IGNORE", "anomseg.sample", "contract", "the mask value of void pixels, 255"),
+    Entry("check_sample", "anomseg.sample", "contract", "checks a batch against the contract"),
+    Entry("read_scene", "anomseg.data.read_scene", "function", "reads one scene from a file"),
+)
+
+BY_NAME = {entry.name: entry for entry in TABLE}
+
+
+def class_path(short_name: str, kind: Kind) -> str | None:
+    """Find the dotted path behind a short or full name; None where the table does not hold it."""
+    for entry in TABLE:
+        if entry.kind == kind and short_name in (entry.name, entry.short_name):
+            return entry.class_path
+    return None

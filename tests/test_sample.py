@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from anomseg.sample import IGNORE, check_mask, check_sample, collate, fill_nodata, finite_pixels
+
+
+def batch(**changes):
+    base = {"image": torch.rand(2, 3, 4, 5), "mask": torch.zeros(2, 4, 5, dtype=torch.long), "name": ["a", "b"]}
+    return {**base, **changes}
+
+
+def test_check_sample__accepts_images_and_pairs():
+    check_sample(batch())
+    check_sample(batch(image=torch.rand(2, 2, 3, 4, 5), label=torch.zeros(2, 4, 5, dtype=torch.long)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        ({"image": torch.zeros(2, 3, 4, 5, dtype=torch.uint8)}, TypeError, "floating-point"),
+        ({"image": torch.rand(3, 4, 5)}, ValueError, r"\(B, C, H, W\)"),
+        ({"mask": torch.zeros(2, 1, 4, 5).long()}, ValueError, "drop a channel axis"),
+        ({"mask": torch.zeros(2, 4, 6).long()}, ValueError, "to fit the image"),
+        ({"mask": torch.zeros(2, 4, 5)}, TypeError, r"\.long\(\)"),
+        ({"label": torch.zeros(2, 4, 4).long()}, ValueError, r"batch\['label'\]"),
+    ],
+)
+def test_check_sample__says_what_breaks_the_contract(changes, error, text):
+    with pytest.raises(error, match=text):
+        check_sample(batch(**changes))
+
+
+def test_check_sample__lists_the_keys_it_got():
+    with pytest.raises(ValueError, match=r"\['x'\]"):
+        check_sample({"x": 1})
+
+
+def test_check_mask__names_the_sample_and_the_values():
+    mask = torch.zeros(2, 4, 5, dtype=torch.long)
+    mask[1, 0, 0] = 7
+    with pytest.raises(ValueError, match=r"\[0, 7\] in sample 1 \('b'\)"):
+        check_mask(mask, ["a", "b"])
+    check_mask(torch.tensor([[[0, 1, IGNORE]]]))
+
+
+def test_finite_pixels__needs_every_band_and_date():
+    image = torch.zeros(1, 2, 3, 2, 2)
+    image[0, 1, 2, 0, 1] = torch.nan
+    image[0, 0, 0, 1, 1] = torch.inf
+    assert finite_pixels(image).tolist() == [[[True, False], [True, False]]]
+
+
+def test_fill_nodata__puts_the_band_mean_where_there_is_no_data():
+    image = torch.tensor([[[[1.0, torch.nan], [3.0, 5.0]], [[2.0, 2.0], [4.0, 6.0]]]])
+    filled, valid = fill_nodata(image)
+    assert valid.sum() == 3
+    assert filled[0, :, 0, 1].tolist() == [3.0, 4.0]
+    untouched = valid[0]
+    assert torch.equal(filled[0][:, untouched], image[0][:, untouched])
+    assert torch.isfinite(fill_nodata(torch.full((1, 2, 2, 2), torch.nan))[0]).all()
+
+
+def test_collate__stacks_tensors_and_lists_metadata():
+    samples = [{"image": torch.rand(1, 2, 2), "name": n, "crs": None} for n in "ab"]
+    joined = collate(samples)
+    assert joined["image"].shape == (2, 1, 2, 2)
+    assert joined["name"] == ["a", "b"]
+    assert joined["crs"] == [None, None]
+
+
+def test_collate__names_the_sizes_that_differ():
+    with pytest.raises(ValueError, match=r"a: \(1, 2, 2\).*batch_size=1"):
+        collate([{"image": torch.rand(1, 2, 2), "name": "a"}, {"image": torch.rand(1, 3, 2), "name": "b"}])
