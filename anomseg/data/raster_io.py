@@ -1,0 +1,283 @@
+"""Read and write rasters with their place on earth: ENVI, GeoTIFF, and whatever else GDAL opens."""
+
+from __future__ import annotations
+
+import re
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from anomseg.errors import SceneFormatError, SceneNotFoundError
+
+ENVI_DATA_SUFFIXES = ("", ".img", ".dat", ".bil", ".bip", ".bsq", ".raw")
+Transform = tuple[float, float, float, float, float, float]
+# Nanometres in one unit; other units (wavenumber, index, GHz) are no wavelength.
+_NANOMETRES = {"nanometers": 1.0, "nanometer": 1.0, "nm": 1.0, "micrometers": 1e3, "micrometer": 1e3, "um": 1e3, "μm": 1e3, "microns": 1e3}
+
+
+@dataclass(frozen=True)
+class Raster:
+    """Hold a raster as stored, and what its file says about it.
+
+    Attributes:
+        image: (C, H, W) in the stored dtype (float32 where a reflectance scale factor applies); alpha and bad bands are left out.
+        valid: (H, W) bool, False where a band is without data by the no-data value, the mask or the alpha band.
+        wavelength: C band centres in nanometres, or None.
+        transform: affine pixel-to-map coefficients (a, b, c, d, e, f), or None.
+        crs: coordinate reference system as WKT, or None.
+    """
+
+    image: np.ndarray[Any, Any]
+    valid: np.ndarray[Any, Any]
+    wavelength: tuple[float, ...] | None
+    transform: Transform | None
+    crs: str | None
+
+
+def read_raster(path: Path) -> Raster:
+    """Read all bands of an ENVI file (header or data), a GeoTIFF or another GDAL raster.
+
+    ENVI headers are honoured: bands marked bad in ``bbl`` are dropped, ``data ignore value`` marks pixels without data, and values are
+    divided by ``reflectance scale factor``. Scale and offset tags of a GeoTIFF are not applied.
+
+    Args:
+        path: the raster; for ENVI the ``.hdr`` or the data file beside it.
+
+    Returns:
+        The bands in file order, with validity, wavelengths and georeference.
+
+    Raises:
+        SceneNotFoundError: the file, or the data file of an ENVI header, is missing.
+        SceneFormatError: the file is cut short or no raster, or every band of it is marked bad.
+    """
+    with _opened(path) as dataset:
+        bands = _good_bands(dataset, path)
+        image = dataset.read(bands)
+        valid = (dataset.read_masks(bands) > 0).all(axis=0)
+        envi = dataset.tags(ns="ENVI")
+        if "reflectance_scale_factor" in envi:
+            image = (image / float(envi["reflectance_scale_factor"])).astype(np.float32)
+        wavelength = _wavelengths(dataset, bands)
+        crs = dataset.crs.to_wkt() if dataset.crs else None
+        transform = None if dataset.transform.is_identity else _six(dataset.transform)
+        return Raster(image, valid, wavelength, transform, crs)
+
+
+def read_raster_mask(path: Path) -> np.ndarray[Any, Any]:
+    """Read a truth map from a PNG, GeoTIFF, ENVI or another GDAL raster.
+
+    Args:
+        path: the raster. Of several bands (a colour image) the largest value counts, alpha left out.
+
+    Returns:
+        (H, W) float32 of the stored values, NaN where they equal a no-data value other than 0. A no-data value of 0 is read as 0,
+        because masks commonly declare their background so.
+
+    Raises:
+        SceneNotFoundError: the file is missing.
+        SceneFormatError: the file is cut short or no raster.
+    """
+    with _opened(path) as dataset:
+        values = dataset.read(_colour_bands(dataset)).max(axis=0)
+        if values.dtype.kind == "c":
+            raise SceneFormatError(f"Expected a real truth map in '{path}', but got {values.dtype}. Store 0, 1 and 255 as integers.")
+        mask: np.ndarray[Any, Any] = values.astype(np.float32)
+        if dataset.nodata:
+            mask[values == dataset.nodata] = np.nan
+        return mask
+
+
+def write_geotiff(
+    path: str | Path,
+    array: Tensor | np.ndarray[Any, Any],
+    scene_transform: Transform | None,
+    crs: str | None,
+    nodata: float | None = float("nan"),
+) -> Path:
+    """Write a float32 GeoTIFF: tiled, deflate-compressed, and complete or not there at all.
+
+    The file is written under a temporary name in the same folder and then renamed, so that a killed job leaves no half file.
+
+    Args:
+        path: the file to write; its folder is created.
+        array: (H, W) or (C, H, W) values, NaN where there is no data.
+        scene_transform: affine pixel-to-map coefficients (a, b, c, d, e, f) of pixel (0, 0), or None.
+        crs: coordinate reference system as WKT, or None.
+        nodata: value that marks pixels without data in the file; NaN pixels become it. None declares none.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: the array is neither (H, W) nor (C, H, W), or is empty.
+    """
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    values = np.asarray(array.detach().cpu() if isinstance(array, Tensor) else array, dtype=np.float32)
+    bands = values[None] if values.ndim == 2 else values
+    if bands.ndim != 3 or bands.size == 0:
+        raise ValueError(
+            f"Expected an array of shape (H, W) or (C, H, W) to write to '{path}', but got {values.shape}. Drop the batch axis."
+        )
+    if nodata is not None and not np.isnan(nodata):
+        bands = np.where(np.isnan(bands), np.float32(nodata), bands)
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.stem}-{uuid.uuid4().hex}.tif")
+    count, height, width = bands.shape
+    profile = {"driver": "GTiff", "dtype": "float32", "count": count, "height": height, "width": width, "nodata": nodata, "crs": crs}
+    layout = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate", "predictor": 3, "BIGTIFF": "IF_SAFER"}
+    if scene_transform is not None:
+        profile["transform"] = rasterio.Affine(*scene_transform)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(temporary, "w", **profile, **layout) as dataset:
+                dataset.write(bands)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def envi_header(path: Path) -> Path | None:
+    """Find the ENVI header of a data file.
+
+    Args:
+        path: a data file, or a header itself.
+
+    Returns:
+        ``stem.hdr`` or ``name.hdr`` beside it, in any case of letters, or None.
+    """
+    if path.suffix.lower() == ".hdr":
+        return path
+    return _sibling(path, [f"{path.stem}.hdr", f"{path.name}.hdr"])
+
+
+def envi_data(header: Path) -> Path | None:
+    """Find the data file of an ENVI header.
+
+    Args:
+        header: a ``.hdr`` file.
+
+    Returns:
+        The file of the same stem without a suffix or with .img, .dat, .bil, .bip, .bsq or .raw, in any case of letters, or None.
+    """
+    return _sibling(header, [header.stem + suffix for suffix in ENVI_DATA_SUFFIXES])
+
+
+def _sibling(path: Path, names: list[str]) -> Path | None:
+    if not path.parent.is_dir():
+        return None
+    beside = {entry.name.lower(): entry for entry in sorted(path.parent.iterdir())}
+    for name in names:
+        exact, other_case = path.with_name(name), beside.get(name.lower())
+        for found in (exact, other_case):
+            if found is not None and found.is_file():
+                return found
+    return None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+    if not path.is_file():
+        raise SceneNotFoundError(f"Expected a raster at '{path}', but there is none. Check the path.")
+    data = envi_data(path) if path.suffix.lower() == ".hdr" else path
+    if data is None:
+        names = ", ".join(path.stem + suffix for suffix in ENVI_DATA_SUFFIXES)
+        raise SceneNotFoundError(f"Expected the data file of the ENVI header '{path}' beside it, under one of {names}. Copy it there.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(data) as dataset:
+                if dataset.driver == "ENVI":
+                    _check_length(dataset, data)
+                yield dataset
+    except RasterioError as error:
+        # GDAL recognises raw ENVI data by its header alone, so a missing header reads as an unknown format.
+        lost = "" if envi_header(data) else " An ENVI data file needs its .hdr beside it."
+        raise SceneFormatError(
+            f"Expected a readable raster at '{data}' ({data.stat().st_size} bytes), but reading failed with "
+            f"{type(error).__name__}: {error}. Is it cut short?{lost}"
+        ) from error
+
+
+def _check_length(dataset: Any, data: Path) -> None:
+    # GDAL reads zeros past the end of raw data without a word, so a cut file would pass for a dark one.
+    envi = dataset.tags(ns="ENVI")
+    if envi.get("file_compression", "0").strip() != "0":
+        return
+    pixels = dataset.count * dataset.height * dataset.width
+    expected = int(envi.get("header_offset", 0)) + pixels * np.dtype(dataset.dtypes[0]).itemsize
+    found = data.stat().st_size
+    if found < expected:
+        raise SceneFormatError(
+            f"Expected {expected} bytes in '{data}' for {dataset.count} bands of {dataset.height}x{dataset.width} {dataset.dtypes[0]}, "
+            f"but got {found}. The file is cut short, or its header belongs to another: copy both again."
+        )
+
+
+def _colour_bands(dataset: Any) -> list[int]:
+    from rasterio.enums import ColorInterp
+
+    bands = [index for index, kind in zip(dataset.indexes, dataset.colorinterp, strict=True) if kind != ColorInterp.alpha]
+    return bands or list(dataset.indexes)
+
+
+def _good_bands(dataset: Any, path: Path) -> list[int]:
+    bands = _colour_bands(dataset)
+    listed = dataset.tags(ns="ENVI").get("bbl")
+    if listed is None:
+        return bands
+    flags = _numbers(listed)
+    if len(flags) != dataset.count:
+        raise SceneFormatError(
+            f"Expected {dataset.count} flags in the bad-band list 'bbl' of '{path}', but got {len(flags)}. Repair the header."
+        )
+    good = [band for band in bands if flags[band - 1] > 0]
+    if not good:
+        raise SceneFormatError(
+            f"Expected a usable band in '{path}', but its bad-band list 'bbl' marks all {len(flags)} as bad. Repair the header."
+        )
+    return good
+
+
+def _wavelengths(dataset: Any, bands: list[int]) -> tuple[float, ...] | None:
+    envi = dataset.tags(ns="ENVI")
+    tags = [dataset.tags(band) for band in bands]
+    if "wavelength" in envi:
+        listed = _numbers(envi["wavelength"])
+        values = [listed[band - 1] for band in bands] if len(listed) == dataset.count else []
+        unit = envi.get("wavelength_units", "")
+    elif all("wavelength" in tag for tag in tags):
+        values = [number for tag in tags for number in _numbers(tag["wavelength"])[:1]]
+        unit = tags[0].get("wavelength_units", "")
+    else:
+        return None
+    if len(values) != len(bands):
+        return None
+    if unit.strip().casefold() in ("", "unknown"):
+        factor: float | None = 1e3 if max(values) < 100 else 1.0  # no imager works at 100 nm, none of these at 100 µm
+    else:
+        factor = _NANOMETRES.get(unit.strip().casefold())
+    return None if factor is None else tuple(value * factor for value in values)
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?", text)]
+
+
+def _six(transform: Any) -> Transform:
+    a, b, c, d, e, f = (float(value) for value in tuple(transform)[:6])
+    return a, b, c, d, e, f

@@ -1,0 +1,54 @@
+"""One scene in memory: what every reader returns and every dataset cuts samples from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from anomseg.sample import check_mask
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Hold one scene with its truth and its place on earth.
+
+    Attributes:
+        name: unique within a data module; names the outputs.
+        image: (C, H, W) float32, NaN in every band of a pixel without data.
+        mask: (H, W) int64 of 0 normal, 1 anomaly, 255 void or no data; None where there is no truth.
+        wavelength: C band centres in nanometres, or None.
+        transform: affine pixel-to-map coefficients (a, b, c, d, e, f), or None.
+        crs: coordinate reference system as WKT, or None.
+    """
+
+    name: str
+    image: Tensor
+    mask: Tensor | None = None
+    wavelength: tuple[float, ...] | None = None
+    transform: tuple[float, float, float, float, float, float] | None = None
+    crs: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 3:
+            raise ValueError(
+                f"Expected an image of shape (C, H, W) in scene '{self.name}', but got {tuple(self.image.shape)}. "
+                "Add a band axis to a 2-D array, or pick one date of a stack."
+            )
+        if self.mask is not None:
+            if self.mask.shape != self.image.shape[1:]:
+                raise ValueError(
+                    f"Expected a mask of shape {tuple(self.image.shape[1:])} to fit the image of scene '{self.name}', "
+                    f"but got {tuple(self.mask.shape)}. Is it the truth of another scene, or of an uncropped one?"
+                )
+            check_mask(self.mask[None], [self.name])
+        if self.wavelength is not None and len(self.wavelength) != self.image.shape[0]:
+            raise ValueError(
+                f"Expected {self.image.shape[0]} wavelengths in scene '{self.name}', one a band, but got {len(self.wavelength)}. "
+                "Drop the wavelengths of removed bands."
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Give (height, width) in pixels."""
+        return int(self.image.shape[-2]), int(self.image.shape[-1])

@@ -1,0 +1,212 @@
+"""Serve scenes to a Lightning trainer: the same checks, splits and loaders for every kind of scene."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, final
+
+import lightning.pytorch as L
+import torch
+import torch.distributed
+from torch.utils.data import DataLoader, DistributedSampler, Sampler
+
+from anomseg.data.sampler import UnpaddedSampler
+from anomseg.data.scene import Scene
+from anomseg.data.scene_dataset import MaskRule, SceneDataset, SceneLoader, calibration_mask, full_mask, held_out_mask
+from anomseg.functional.windows import tile_windows
+from anomseg.sample import ANOMALY, IGNORE, NORMAL, collate
+
+Loader = DataLoader[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _SceneFacts:
+    """Keep what the checks learned of a scene, without its pixels."""
+
+    name: str
+    size: tuple[int, int]
+    has_truth: bool
+
+
+class SceneDataModule(L.LightningDataModule):
+    """Read, check, split and serve scenes; a subclass says which.
+
+    Every scene serves every stage, because anomaly detection in a scene is learned from that very scene without its truth:
+
+    * **train**: whole scenes or tiles; the mask is there, but methods learn without the anomalies.
+    * **validate**: the whole image, and the truth in a seeded random share of blocks; normal pixels in them calibrate the scores.
+    * **test**: all pixels, as published figures count them, or with ``test_on="held_out"`` those outside of the calibration blocks.
+    * **predict**: all pixels; a scene without truth has mask 0 where there is data.
+
+    A subclass writes ``scenes()`` and hands these arguments on; the hooks below are final.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        tile: int | None = None,
+        overlap: int = 0,
+        calibration_share: float = 0.25,
+        calibration_block: int = 10,
+        test_on: Literal["all", "held_out"] = "all",
+        seed: int = 0,
+    ) -> None:
+        """Store the arguments, each as an attribute of its name.
+
+        Args:
+            batch_size: samples a batch; 1 for whole scenes of different sizes or band counts.
+            num_workers: loader processes; 0 loads in the main one.
+            tile: side of a tile in pixels; None serves whole scenes.
+            overlap: pixels that neighbouring tiles share at least, 0 to ``tile - 1``.
+            calibration_share: part of the blocks whose normal pixels calibrate, above 0 and below 1.
+            calibration_block: side of such a block in pixels.
+            test_on: ``"all"`` pixels, or those ``"held_out"`` from calibration.
+            seed: of the calibration blocks and of the order of training samples.
+
+        Raises:
+            ValueError: an argument is out of its range.
+        """
+        super().__init__()
+        if batch_size < 1 or num_workers < 0 or calibration_block < 1:
+            raise ValueError(
+                "Expected batch_size >= 1, num_workers >= 0 and calibration_block >= 1, "
+                f"but got {batch_size}, {num_workers} and {calibration_block}. Correct them."
+            )
+        if not 0.0 < calibration_share < 1.0:
+            raise ValueError(f"Expected 0 < calibration_share < 1, but got {calibration_share}. A quarter is 0.25.")
+        if test_on not in ("all", "held_out"):
+            raise ValueError(f"Expected test_on to be 'all' or 'held_out', but got {test_on!r}. Choose one of them.")
+        if tile is not None:
+            tile_windows((tile, tile), tile, overlap)  # raises if the overlap does not fit the tile
+        elif overlap:
+            raise ValueError(f"Expected overlap=0 for whole scenes, but got {overlap}. Set tile= as well.")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.tile = tile
+        self.overlap = overlap
+        self.calibration_share = calibration_share
+        self.calibration_block = calibration_block
+        self.test_on = test_on
+        self.seed = seed
+        self._loaders: list[SceneLoader] = []
+        self._facts: list[_SceneFacts] = []
+
+    @abstractmethod
+    def scenes(self) -> Sequence[SceneLoader]:
+        """List the scenes.
+
+        Returns:
+            Loaders without arguments, picklable, that return a ``Scene`` each.
+        """
+        raise NotImplementedError
+
+    @final
+    def setup(self, stage: str | None = None) -> None:
+        """Read and check every scene once, before anything is trained.
+
+        Args:
+            stage: ``"fit"``, ``"validate"``, ``"test"``, ``"predict"``, or None.
+
+        Raises:
+            ValueError: there is no scene, two share a name, one has no pixel that counts, or, to test, one has no truth.
+            SceneNotFoundError: a file or folder is missing.
+            SceneFormatError: a file does not hold a scene.
+        """
+        if not self._facts:
+            loaders = list(self.scenes())
+            if not loaders:
+                raise ValueError(f"Expected at least one scene from {type(self).__name__}.scenes(), but got none.")
+            facts = [_inspect(load()) for load in loaders]
+            names = [fact.name for fact in facts]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(
+                    f"Expected scenes of different names, which name their outputs, but got {twice} more than once. Rename the files."
+                )
+            self._loaders, self._facts = loaders, facts
+        lacking = [fact.name for fact in self._facts if not fact.has_truth]
+        if stage == "test" and lacking:
+            raise ValueError(
+                f"Expected a truth for every scene to test, but {lacking} have none. "
+                "Give their masks (mask_root=, mask_key=), leave these scenes out, or use predict instead."
+            )
+
+    @final
+    def train_dataloader(self) -> Loader:
+        """Give all samples in an order seeded by (seed, epoch); ranks get equally many, by repeats where needed."""
+        dataset = self._dataset(full_mask)
+        world, rank = _world()
+        return self._loader(dataset, DistributedSampler(dataset, num_replicas=world, rank=rank, shuffle=True, seed=self.seed))
+
+    @final
+    def val_dataloader(self) -> Loader:
+        """Give whole images with the truth inside the calibration blocks, 255 elsewhere."""
+        return self._evaluation_loader(self._block_rule(calibration_mask))
+
+    @final
+    def test_dataloader(self) -> Loader:
+        """Give all pixels, or with ``test_on="held_out"`` 255 inside the calibration blocks."""
+        return self._evaluation_loader(full_mask if self.test_on == "all" else self._block_rule(held_out_mask))
+
+    @final
+    def predict_dataloader(self) -> Loader:
+        """Give all pixels, with the truth where there is one."""
+        return self._evaluation_loader(full_mask)
+
+    def _block_rule(self, rule: Any) -> MaskRule:
+        return partial(rule, block=self.calibration_block, share=self.calibration_share, seed=self.seed)
+
+    def _dataset(self, rule: MaskRule) -> SceneDataset:
+        if not self._facts:
+            self.setup()
+        return SceneDataset(self._loaders, self.tile, self.overlap, rule, [fact.size for fact in self._facts])
+
+    def _evaluation_loader(self, rule: MaskRule) -> Loader:
+        dataset = self._dataset(rule)
+        world, rank = _world()
+        return self._loader(dataset, UnpaddedSampler(dataset, world, rank, groups=dataset.groups) if world > 1 else None)
+
+    def _loader(self, dataset: SceneDataset, sampler: Sampler[int] | None) -> Loader:
+        # No pin_memory: torch turns the metadata's tuples into lists while it pins.
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+def _world() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size(), torch.distributed.get_rank()
+    return 1, 0
+
+
+def _inspect(scene: Scene) -> _SceneFacts:
+    counted = torch.isfinite(scene.image).all(dim=0)
+    if not bool(counted.any()):
+        raise ValueError(
+            f"Expected pixels with data in scene '{scene.name}', but every one of {tuple(scene.image.shape)} has NaN, infinity or the "
+            "no-data value in some band. Drop the dead bands (bands=), or correct the no-data value."
+        )
+    if scene.mask is not None:
+        values = scene.mask[counted]
+        if bool((values == IGNORE).all()):
+            raise ValueError(
+                f"Expected pixels of 0 or 1 in the mask of scene '{scene.name}', but all with data are 255 (ignored). "
+                "Write anomalies as 1 and normal pixels as 0."
+            )
+        for value, kind in ((ANOMALY, "anomalous"), (NORMAL, "normal")):
+            if not bool((values == value).any()):
+                warnings.warn(
+                    f"The mask of scene '{scene.name}' holds no {kind} pixel ({value}): metrics that compare both are undefined.",
+                    stacklevel=2,
+                )
+    return _SceneFacts(scene.name, scene.size, scene.mask is not None)

@@ -1,0 +1,177 @@
+"""Cut samples from scenes: whole or in tiles, with the pixels that calibrate kept apart from those that test."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from anomseg.data.read_scene import read_scene
+from anomseg.data.scene import Scene
+from anomseg.functional.windows import Window, random_blocks, tile_windows
+from anomseg.sample import IGNORE, NORMAL
+
+SceneLoader = Callable[[], Scene]
+MaskRule = Callable[[Tensor | None, tuple[int, int]], Tensor]
+
+
+def full_mask(mask: Tensor | None, size: tuple[int, int]) -> Tensor:
+    """Keep every pixel of the truth: the published protocol of testing.
+
+    Args:
+        mask: (H, W) int64 of 0, 1, 255, or None where there is no truth.
+        size: (height, width) of the scene in pixels.
+
+    Returns:
+        (H, W) int64, a copy; all 0 without truth.
+    """
+    return torch.full(size, NORMAL, dtype=torch.int64) if mask is None else mask.clone()
+
+
+def calibration_mask(mask: Tensor | None, size: tuple[int, int], block: int = 10, share: float = 0.25, seed: int = 0) -> Tensor:
+    """Keep the truth inside seeded random blocks, and ignore the rest of the scene.
+
+    The calibration protocol: a method sees and scores the whole image, but its scores are calibrated, by their normal pixels (0) alone,
+    on a random share of blocks. ``held_out_mask`` with the same arguments keeps exactly the other pixels. Blocks depend on the size and
+    the seed only, never on the truth, so that knowing where anomalies lie cannot leak into them; scenes of one size share their blocks.
+
+    Args:
+        mask: (H, W) int64 of 0, 1, 255; None is taken as normal everywhere, which is how a scene without truth is calibrated.
+        size: (height, width) of the scene in pixels.
+        block: side of a block in pixels.
+        share: part of the blocks to keep, above 0 and below 1.
+        seed: draws the blocks.
+
+    Returns:
+        (H, W) int64 of 0, 1, 255: the truth inside the blocks, 255 outside.
+
+    Raises:
+        ValueError: a size is not positive, or the share does not lie in (0, 1).
+    """
+    return full_mask(mask, size).masked_fill_(~random_blocks(size, block, share, seed), IGNORE)
+
+
+def held_out_mask(mask: Tensor | None, size: tuple[int, int], block: int = 10, share: float = 0.25, seed: int = 0) -> Tensor:
+    """Ignore the blocks that ``calibration_mask`` keeps, and keep the truth elsewhere.
+
+    Args:
+        mask: (H, W) int64 of 0, 1, 255, or None for normal everywhere.
+        size: (height, width) of the scene in pixels.
+        block: side of a block in pixels.
+        share: part of the blocks that calibrate, above 0 and below 1.
+        seed: draws the blocks.
+
+    Returns:
+        (H, W) int64 of 0, 1, 255: 255 inside the blocks, the truth outside.
+
+    Raises:
+        ValueError: a size is not positive, or the share does not lie in (0, 1).
+    """
+    return full_mask(mask, size).masked_fill_(random_blocks(size, block, share, seed), IGNORE)
+
+
+class SceneDataset(Dataset[dict[str, Any]]):
+    """Serve whole scenes, or overlapping tiles of them, as samples of the batch contract.
+
+    Scenes are read when asked for and the latest are kept in memory; nothing is normalised, so no statistics pass between scenes. It
+    pickles without the scenes it holds, for loader workers.
+
+    Attributes:
+        windows: (scene index, window) of every sample if tiled; None if whole.
+    """
+
+    def __init__(
+        self,
+        scenes: Sequence[SceneLoader | str | Path],
+        tile: int | None = None,
+        overlap: int = 0,
+        mask_rule: MaskRule = full_mask,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        cache_bytes: int = 2**29,
+    ) -> None:
+        """Store the scenes and, if tiled, plan their windows.
+
+        Args:
+            scenes: loaders without arguments that return a ``Scene``, or paths for ``read_scene``.
+            tile: side of a tile in pixels; None serves whole scenes. Tiles of a scene smaller than that are as large as the scene.
+            overlap: pixels that neighbouring tiles share at least.
+            mask_rule: picks the truth that counts, from the whole scene's mask and size.
+            sizes: (height, width) of each scene in pixels; by default each scene is read once if tiled.
+            cache_bytes: images kept in memory, in bytes; the latest scene is always kept.
+
+        Raises:
+            ValueError: there is no scene, ``sizes`` has another length, or the overlap is not smaller than the tile.
+        """
+        if not scenes:
+            raise ValueError("Expected at least one scene, but got an empty sequence. Pass loaders or paths.")
+        if sizes is not None and len(sizes) != len(scenes):
+            raise ValueError(
+                f"Expected {len(scenes)} sizes, one a scene, but got {len(sizes)}. Leave them out to read them from the scenes."
+            )
+        self.scenes = [partial(read_scene, scene) if isinstance(scene, (str, Path)) else scene for scene in scenes]
+        self.tile = tile
+        self.overlap = overlap
+        self.mask_rule = mask_rule
+        self.cache_bytes = cache_bytes
+        self._cache: OrderedDict[int, tuple[Scene, Tensor]] = OrderedDict()
+        self.windows: list[tuple[int, Window]] | None = None
+        if tile is not None:
+            known = sizes or [self._scene(index)[0].size for index in range(len(scenes))]
+            self.windows = [(index, window) for index, size in enumerate(known) for window in tile_windows(size, tile, overlap)]
+
+    @property
+    def groups(self) -> list[int]:
+        """Give the scene index of every sample, which keeps a scene's tiles on one rank."""
+        return list(range(len(self.scenes))) if self.windows is None else [index for index, _ in self.windows]
+
+    def __len__(self) -> int:
+        return len(self.scenes) if self.windows is None else len(self.windows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Cut one sample.
+
+        Args:
+            index: of the sample, negative from the end.
+
+        Returns:
+            ``image`` (C, h, w) float32, ``mask`` (h, w) int64 with 255 where there is no data, and the metadata of the batch contract,
+            all without the batch axis. Tensors are copies.
+
+        Raises:
+            IndexError: there is no such sample.
+        """
+        index = range(len(self))[index]
+        which, window = (index, None) if self.windows is None else self.windows[index]
+        scene, mask = self._scene(which)
+        row, column, height, width = window = window or (0, 0, *scene.size)
+        rows, columns = slice(row, row + height), slice(column, column + width)
+        return {
+            "image": scene.image[:, rows, columns].clone(),
+            "mask": mask[rows, columns].clone(),
+            "name": scene.name,
+            "window": window,
+            "scene_size": scene.size,
+            "transform": scene.transform,
+            "crs": scene.crs,
+            "wavelength": scene.wavelength,
+        }
+
+    def _scene(self, index: int) -> tuple[Scene, Tensor]:
+        if index not in self._cache:
+            scene = self.scenes[index]()
+            mask = self.mask_rule(scene.mask, scene.size)
+            mask[~torch.isfinite(scene.image).all(dim=0)] = IGNORE
+            self._cache[index] = (scene, mask)
+        self._cache.move_to_end(index)
+        while len(self._cache) > 1 and sum(scene.image.nbytes for scene, _ in self._cache.values()) > self.cache_bytes:
+            self._cache.popitem(last=False)
+        return self._cache[index]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": OrderedDict()}

@@ -1,0 +1,22 @@
+import pytest
+import torch
+
+from anomseg.data.scene import Scene
+
+
+def test_scene__knows_its_size():
+    assert Scene("a", torch.rand(3, 4, 5)).size == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"image": torch.rand(4, 5)}, r"\(C, H, W\)"),
+        ({"image": torch.rand(3, 4, 5), "mask": torch.zeros(5, 4).long()}, "another scene"),
+        ({"image": torch.rand(3, 4, 5), "mask": torch.full((4, 5), 3)}, "0 \\(normal\\)"),
+        ({"image": torch.rand(3, 4, 5), "wavelength": (1.0,)}, "3 wavelengths"),
+    ],
+)
+def test_scene__says_what_does_not_fit(arguments, text):
+    with pytest.raises(ValueError, match=text):
+        Scene("a", **arguments)

@@ -1,0 +1,151 @@
+import pickle
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from anomseg.data.scene import Scene
+from anomseg.data.scene_dataset import SceneDataset, calibration_mask, full_mask, held_out_mask
+from anomseg.functional.windows import random_blocks
+from anomseg.sample import check_sample, collate
+
+TRANSFORM = (10.0, 0.0, 5.0, 0.0, -10.0, 7.0)
+
+
+def make_scene(name="one", size=(30, 20), truth=True):
+    image = torch.arange(2.0 * size[0] * size[1]).view(2, *size)
+    image[:, 3, 4] = float("nan")
+    mask = torch.zeros(size, dtype=torch.int64)
+    mask[5:7, 6:9] = 1
+    return Scene(name, image, mask if truth else None, (400.0, 500.0), TRANSFORM, "WKT")
+
+
+def test_scene_dataset__serves_whole_scenes_as_the_contract_says():
+    dataset = SceneDataset([make_scene, partial(make_scene, "two")])
+    sample = dataset[1]
+    assert len(dataset) == 2
+    assert set(sample) == {"image", "mask", "name", "window", "scene_size", "transform", "crs", "wavelength"}
+    assert sample["name"] == "two"
+    assert sample["window"] == (0, 0, 30, 20)
+    assert sample["scene_size"] == (30, 20)
+    assert sample["transform"] == TRANSFORM
+    assert sample["crs"] == "WKT"
+    assert sample["wavelength"] == (400.0, 500.0)
+    assert sample["mask"].dtype == torch.int64
+    assert sample["mask"][3, 4] == 255
+    assert int((sample["mask"] == 1).sum()) == 6
+    check_sample(collate([dataset[0], dataset[1]]))
+
+
+def test_scene_dataset__tiles_put_together_are_the_scene():
+    scene = make_scene()
+    dataset = SceneDataset([make_scene], tile=8, overlap=3)
+    image, mask = torch.zeros_like(scene.image), torch.full((30, 20), -1)
+    for sample in (dataset[index] for index in range(len(dataset))):
+        row, column, height, width = sample["window"]
+        assert sample["image"].shape == (2, 8, 8)
+        assert sample["scene_size"] == (30, 20)
+        image[:, row : row + height, column : column + width] = sample["image"]
+        mask[row : row + height, column : column + width] = sample["mask"]
+    torch.testing.assert_close(image, scene.image, equal_nan=True)
+    assert torch.equal(mask == 1, scene.mask == 1)
+
+
+def test_scene_dataset__groups_tiles_by_scene():
+    dataset = SceneDataset([make_scene, partial(make_scene, "two", (8, 16))], tile=8)
+    assert dataset.groups == [0] * 12 + [1] * 2
+    assert SceneDataset([make_scene, make_scene]).groups == [0, 1]
+
+
+def test_scene_dataset__carries_a_mask_where_there_is_no_truth():
+    mask = SceneDataset([partial(make_scene, truth=False)])[0]["mask"]
+    assert mask[3, 4] == 255
+    assert int(mask.sum()) == 255
+
+
+def test_scene_dataset__reads_paths(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((4, 5, 3)))
+    sample = SceneDataset([tmp_path / "a.npy"])[0]
+    assert sample["image"].shape == (3, 4, 5)
+    assert sample["name"] == "a"
+
+
+def counting(scene_size, reads):
+    reads.append(scene_size)
+    return make_scene(size=(scene_size, 20))
+
+
+def test_scene_dataset__reads_lazily_and_keeps_the_latest_scenes():
+    reads = []
+    loaders = [partial(counting, size, reads) for size in (10, 11, 12)]
+    dataset = SceneDataset(loaders, tile=8, sizes=[(10, 20), (11, 20), (12, 20)], cache_bytes=2 * 2 * 12 * 20 * 4)
+    assert reads == []
+    for index in (0, 1, 0, -1, 1):
+        _ = dataset[index]
+    assert reads == [10, 12]
+    _ = dataset[dataset.groups.index(1)]
+    assert reads == [10, 12, 11]
+    _ = dataset[0]
+    assert reads == [10, 12, 11]
+    _ = dataset[-1]
+    assert reads == [10, 12, 11, 12]
+
+
+def test_scene_dataset__samples_do_not_share_memory_with_the_cache():
+    dataset = SceneDataset([make_scene])
+    before = dataset[0]["image"].clone()
+    sample = dataset[0]
+    sample["image"].zero_()
+    sample["mask"].zero_()
+    torch.testing.assert_close(dataset[0]["image"], before, equal_nan=True)
+    assert (dataset[0]["mask"] == 1).any()
+
+
+def test_scene_dataset__pickles_without_the_scenes_it_holds():
+    dataset = SceneDataset([make_scene], tile=8, mask_rule=partial(calibration_mask, block=5))
+    first = dataset[0]
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert not copy._cache
+    assert torch.equal(copy[0]["mask"], first["mask"])
+
+
+def test_scene_dataset__refuses_nothing_and_misfitting_sizes():
+    with pytest.raises(ValueError, match="at least one scene"):
+        SceneDataset([])
+    with pytest.raises(ValueError, match="Expected 1 sizes"):
+        SceneDataset([make_scene], sizes=[])
+    with pytest.raises(IndexError):
+        SceneDataset([make_scene])[1]
+
+
+def test_calibration_mask__keeps_the_truth_inside_its_blocks_only():
+    mask = make_scene(size=(40, 40)).mask
+    blocks = random_blocks((40, 40), 10, 0.25, seed=7)
+    kept = calibration_mask(mask, (40, 40), seed=7)
+    assert torch.equal(kept[blocks], mask[blocks])
+    assert (kept[~blocks] == 255).all()
+    assert int((kept != 255).sum()) == 400
+
+
+def test_held_out_mask__is_the_complement_of_the_calibration_mask():
+    mask = make_scene(size=(45, 33)).mask
+    arguments = {"block": 7, "share": 0.4, "seed": 3}
+    inside, outside = calibration_mask(mask, (45, 33), **arguments), held_out_mask(mask, (45, 33), **arguments)
+    assert torch.equal(inside == 255, outside != 255)
+    assert torch.equal(torch.where(inside == 255, outside, inside), mask)
+
+
+def test_calibration_mask__draws_blocks_without_looking_at_the_truth():
+    mask = make_scene().mask
+    with_truth, without = calibration_mask(mask, (30, 20)), calibration_mask(None, (30, 20))
+    assert torch.equal(with_truth == 255, without == 255)
+    assert set(without.unique().tolist()) == {0, 255}
+
+
+@pytest.mark.parametrize("rule", [full_mask, calibration_mask, held_out_mask])
+def test_mask_rules__leave_the_scene_untouched(rule):
+    mask = make_scene().mask
+    before = mask.clone()
+    rule(mask, (30, 20)).zero_()
+    assert torch.equal(mask, before)
