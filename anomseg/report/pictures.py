@@ -1,0 +1,313 @@
+"""Pictures of scenes and their maps: false colour, raw score, calibrated heat map and score histogram, side by side.
+
+Figures are built without pyplot, so that nothing global changes and no display is needed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from anomseg.sample import ANOMALY, IGNORE, NORMAL, finite_pixels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NODATA_GREY = 0.78
+"""Grey level of pixels without data, in [0, 1]."""
+LARGEST_SIDE = 2000
+"""Longest side of a picture in pixels; longer scenes are decimated."""
+
+_VISIBLE = (650.0, 550.0, 450.0)
+_REACH = 60.0  # nm between a wanted colour and the nearest band, beyond which the sensor is said not to cover it
+_QUANTILES = (0.02, 0.98)
+_OUTLINE, _NORMAL_BARS, _ANOMALY_BARS = "#00E5FF", "#5B6C7D", "#D55E00"
+
+
+def false_colour(image: Tensor, wavelength: Sequence[float] | None = None) -> Tensor:
+    """Turn an image of any number of bands into a picture.
+
+    Red, green and blue are the bands nearest to 650, 550 and 450 nm where the sensor has a band within 60 nm of each. Otherwise they
+    are the bands at 5/6, 1/2 and 1/6 of the range, so that longer wavelengths are red; an image of exactly 3 bands without
+    wavelengths is taken as red, green, blue. Images of 1 or 2 bands become grey pictures of their first band.
+
+    Args:
+        image: (C, H, W); NaN in any band marks a pixel without data.
+        wavelength: C band centres in nanometres, or None. Without them, bands count as ascending.
+
+    Returns:
+        (H, W, 3) float32 in [0, 1]. Each channel is stretched between its 2 % and 98 % quantiles over pixels with data; a constant
+        channel is 0.5; pixels without data are ``NODATA_GREY``.
+
+    Raises:
+        ValueError: the image is not (C, H, W) or the wavelengths are not one a band.
+    """
+    if image.ndim != 3:
+        raise ValueError(f"Expected an image of shape (C, H, W), but got {tuple(image.shape)}. Pick one sample of a batch.")
+    if wavelength is not None and len(wavelength) != image.shape[0]:
+        raise ValueError(f"Expected {image.shape[0]} wavelengths, one a band, but got {len(wavelength)}. Drop those of removed bands.")
+    valid = finite_pixels(image[None])[0]
+    picked = _picture_bands(image.shape[0], wavelength)
+    channels = {band: _stretched(image[band].float(), valid).masked_fill(~valid, NODATA_GREY) for band in set(picked)}
+    return torch.stack([channels[band] for band in picked], dim=-1)
+
+
+def heat_colours(heatmap: Tensor) -> Tensor:
+    """Colour a heat map with inferno on the fixed scale 0 to 1, so that pictures of different scenes compare.
+
+    Args:
+        heatmap: (H, W) calibrated score in [0, 1]; values outside are clipped, NaN marks pixels without data.
+
+    Returns:
+        (H, W, 3) float32 in [0, 1], ``NODATA_GREY`` without data.
+    """
+    from matplotlib import colormaps
+
+    finite = torch.isfinite(heatmap)
+    coloured = colormaps["inferno"](heatmap.masked_fill(~finite, 0.0).clamp(0, 1).cpu().numpy())[..., :3]
+    return torch.from_numpy(coloured).float().masked_fill(~finite.cpu()[..., None], NODATA_GREY)
+
+
+def scene_panel(
+    image: Tensor,
+    score: Tensor,
+    heatmap: Tensor,
+    mask: Tensor | None = None,
+    title: str = "",
+    wavelength: Sequence[float] | None = None,
+) -> Figure:
+    """Draw a scene, its raw score and its heat map, and with a mask its outlines and a histogram of scores.
+
+    Args:
+        image: (C, H, W); NaN in any band marks a pixel without data.
+        score: (H, W) raw score, higher is more anomalous; coloured between its 2 % and 98 % quantiles.
+        heatmap: (H, W) calibrated score in [0, 1]; coloured on this fixed range.
+        mask: (H, W) of 0, 1 and 255, or None.
+        title: written above, such as the scene's name and its AUROC.
+        wavelength: C band centres in nanometres, or None.
+
+    Returns:
+        A figure with 3 panels, 4 with a mask. Void pixels (no data, or 255 in the mask) are hatched. Scenes with a side above
+        ``LARGEST_SIDE`` are decimated in the picture; the histogram counts every pixel.
+
+    Raises:
+        ValueError: score, heat map or mask do not have the image's height and width.
+    """
+    from matplotlib.figure import Figure
+
+    size = tuple(image.shape[-2:])
+    for name, plane in (("score", score), ("heatmap", heatmap), ("mask", mask)):
+        if plane is not None and tuple(plane.shape) != size:
+            raise ValueError(
+                f"Expected {name} of shape {size} to fit the image, but got {tuple(plane.shape)}. Drop batch and channel axes."
+            )
+    step = max(1, math.ceil(max(size) / LARGEST_SIDE))
+    small = (slice(None, None, step), slice(None, None, step))
+    image, score, heatmap = image.detach().cpu(), score.detach().float().cpu(), heatmap.detach().float().cpu()
+    mask = None if mask is None else mask.detach().cpu()
+    valid = finite_pixels(image[None])[0]
+    void = ~valid if mask is None else ~valid | (mask == IGNORE)
+    anomaly = None if mask is None else _thinned(mask == ANOMALY, step)
+    scored = score.masked_fill(~valid, torch.nan)
+    columns = 3 if mask is None else 4
+    figure = Figure(figsize=_figure_size(size, columns), dpi=150, layout="constrained", facecolor="white")
+    axes = figure.subplots(1, columns)
+    low, high = _limits(scored[valid])
+    shown: tuple[tuple[Axes, Any, dict[str, Any]], ...] = (
+        (axes[0], false_colour(image[:, small[0], small[1]], wavelength).numpy(), {}),
+        (axes[1], scored[small].numpy(), {"cmap": "cividis", "vmin": low, "vmax": high}),
+        (axes[2], heat_colours(heatmap.masked_fill(~valid, torch.nan)[small]).numpy(), {}),
+    )
+    for axis, colours, options in shown:
+        axis.imshow(colours, interpolation="nearest", **options)
+        _hatch(axis, void[small])
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    if anomaly is not None:
+        _outline(axes[0], anomaly)
+        _outline(axes[2], anomaly)
+    _caption(axes[0], "false colour", "truth outlined" if mask is not None else "")
+    _caption(axes[1], "raw score", "2–98 % stretch")
+    _caption(axes[2], "heat map", "calibrated, 0–1")
+    _bar(figure, axes[1], axes[1].images[0], extend="both")
+    _bar(figure, axes[2], _unit_scale(), extend="neither")
+    if mask is not None:
+        axes[3].set_box_aspect(min(max(size[0] / size[1], 0.75), 1.3))
+        _histogram(axes[3], score[valid & (mask == NORMAL)], score[valid & (mask == ANOMALY)])
+    if title:
+        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def save_panel(
+    path: str | Path,
+    image: Tensor,
+    score: Tensor,
+    heatmap: Tensor,
+    mask: Tensor | None = None,
+    title: str = "",
+    wavelength: Sequence[float] | None = None,
+) -> Path:
+    """Draw a scene panel into a file that is there whole or not at all.
+
+    Args:
+        path: file to write; its suffix (.png, .pdf, .svg) picks the format, and missing folders are made.
+        image: as in ``scene_panel``.
+        score: as in ``scene_panel``.
+        heatmap: as in ``scene_panel``.
+        mask: as in ``scene_panel``.
+        title: as in ``scene_panel``.
+        wavelength: as in ``scene_panel``.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: the shapes do not fit, or matplotlib does not write the suffix.
+    """
+    path = Path(path)
+    figure = scene_panel(image, score, heatmap, mask, title, wavelength)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix or ".png", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            figure.savefig(file, format=path.suffix[1:] or "png")
+        temporary.chmod(0o644)  # mkstemp keeps files private
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _picture_bands(count: int, wavelength: Sequence[float] | None) -> tuple[int, int, int]:
+    """Pick the bands of red, green and blue."""
+    if count < 3:
+        return 0, 0, 0
+    if wavelength is None:
+        order = [2, 1, 0] if count == 3 else list(range(count))
+    else:
+        nearest = [min(range(count), key=lambda band, c=colour: abs(wavelength[band] - c)) for colour in _VISIBLE]  # type: ignore[misc]
+        if all(abs(wavelength[band] - colour) <= _REACH for band, colour in zip(nearest, _VISIBLE, strict=True)):
+            return nearest[0], nearest[1], nearest[2]
+        order = sorted(range(count), key=lambda band: wavelength[band])
+    return order[count * 5 // 6], order[count // 2], order[count // 6]
+
+
+def _limits(values: Tensor) -> tuple[float, float]:
+    """Give the 2 % and 98 % quantiles of the finite values; (0, 1) where there are none, one apart where they are constant."""
+    kept = values[torch.isfinite(values)].double()
+    if kept.numel() == 0:
+        return 0.0, 1.0
+    kept = kept[:: max(1, kept.numel() // 1_000_000)]  # torch.quantile refuses more than 16 million values
+    low, high = torch.quantile(kept, torch.tensor(_QUANTILES, dtype=torch.float64)).tolist()
+    return (low, high) if high - low > 1e-12 * max(1.0, abs(low)) else (low - 0.5, low + 0.5)
+
+
+def _stretched(band: Tensor, valid: Tensor) -> Tensor:
+    """Scale (H, W) so that its limits over the valid pixels become 0 and 1, and clip."""
+    low, high = _limits(band[valid])
+    return ((band - low) / (high - low)).clamp(0, 1)
+
+
+def _thinned(plane: Tensor, step: int) -> Tensor:
+    """Shrink (H, W) bool by a step; a cell is True where any of its pixels is, so that small objects stay."""
+    if step == 1:
+        return plane
+    return torch.nn.functional.max_pool2d(plane[None, None].float(), step, ceil_mode=True)[0, 0] > 0
+
+
+def _figure_size(size: tuple[int, ...], columns: int) -> tuple[float, float]:
+    """Give width and height in inches, so that panels of the scene's aspect fill the figure."""
+    aspect = min(max(size[0] / size[1], 0.4), 2.0)
+    width = 3.4 if aspect <= 1.3 else 2.6
+    return columns * width, width * aspect * 0.82 + 0.75
+
+
+def _caption(axis: Axes, name: str, note: str) -> None:
+    """Write what a panel shows above it."""
+    axis.set_title(f"{name} · {note}" if note else name, fontsize=9, loc="left", color="#333333")
+
+
+def _bar(figure: Figure, axis: Axes, shown: Any, extend: str) -> None:
+    """Add a thin colour bar to the right of a panel."""
+    bar = figure.colorbar(shown, ax=axis, fraction=0.045, pad=0.02, extend=extend)
+    bar.ax.tick_params(labelsize=7, length=2)
+    bar.outline.set_visible(False)
+
+
+def _unit_scale() -> Any:
+    """Give the colours of the heat map on their fixed scale, for the colour bar."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    return ScalarMappable(Normalize(0, 1), "inferno")
+
+
+def _hatch(axis: Axes, void: Tensor) -> None:
+    """Hatch the (H, W) void pixels and lay a light grey under the hatching."""
+    if not bool(void.any()):
+        return
+    shade = torch.full((*void.shape, 4), NODATA_GREY)
+    shade[..., 3] = 0.85 * void
+    axis.imshow(shade.numpy(), interpolation="nearest")
+    _regions(axis, void, filled=True)
+
+
+def _outline(axis: Axes, region: Tensor) -> None:
+    """Draw the pixel edges around an (H, W) region."""
+    if bool(region.any()):
+        _regions(axis, region, filled=False)
+
+
+def _regions(axis: Axes, region: Tensor, filled: bool) -> None:
+    """Hatch or outline an (H, W) bool region along pixel edges."""
+    from matplotlib.collections import LineCollection
+
+    if filled:
+        padded = torch.nn.functional.pad(region.float(), (1, 1, 1, 1)).numpy()
+        height, width = region.shape
+        hatches = axis.contourf(range(-1, width + 1), range(-1, height + 1), padded, levels=[0.5, 1.5], colors="none", hatches=["////"])
+        hatches.set(edgecolor="#8A8A8A", linewidth=0.0)
+        axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+        return
+    axis.add_collection(LineCollection(_pixel_edges(region), colors=_OUTLINE, linewidths=0.9, capstyle="round"))
+
+
+def _pixel_edges(region: Tensor) -> list[list[tuple[float, float]]]:
+    """List the unit edges between an (H, W) region and the rest, as ((x, y), (x, y)) in pixel coordinates."""
+    padded = torch.nn.functional.pad(region, (1, 1, 1, 1))
+    below = (padded[1:] != padded[:-1])[:, 1:-1].nonzero().tolist()
+    beside = (padded[:, 1:] != padded[:, :-1])[1:-1].nonzero().tolist()
+    flat = [[(column - 0.5, row - 0.5), (column + 0.5, row - 0.5)] for row, column in below]
+    return flat + [[(column - 0.5, row - 0.5), (column - 0.5, row + 0.5)] for row, column in beside]
+
+
+def _histogram(axis: Axes, normal: Tensor, anomalous: Tensor) -> None:
+    """Count the scores of normal and anomalous pixels on a logarithmic count axis."""
+    normal, anomalous = normal[torch.isfinite(normal)], anomalous[torch.isfinite(anomalous)]
+    both = torch.cat([normal, anomalous])
+    low, high = (float(both.min()), float(both.max())) if both.numel() else (0.0, 1.0)
+    high = high if high > low else low + 1.0
+    bins = 60
+    edges = torch.linspace(low, high, bins + 1).tolist()
+    for values, colour, name, alpha in ((normal, _NORMAL_BARS, "normal", 0.55), (anomalous, _ANOMALY_BARS, "anomalous", 0.75)):
+        counts = torch.histc(values, bins, low, high)
+        axis.stairs(counts.tolist(), edges, color=colour, fill=True, alpha=alpha, label=f"{name} ({values.numel():,})")
+    if both.numel():
+        axis.set_yscale("log")
+        axis.set_ylim(bottom=0.7)
+    axis.set_xlabel("raw score", fontsize=8)
+    axis.set_ylabel("pixels", fontsize=8)
+    axis.tick_params(labelsize=7)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=7, frameon=False, loc="upper right")
+    _caption(axis, "score histogram", "log counts")

@@ -1,0 +1,36 @@
+"""Figures as a table one can read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+COLUMNS = ("auroc", "ap", "fpr95", "f1_max", "aupro", "auc_dt", "auc_ft")
+
+
+def figure_table(figures: Mapping[str, float | Tensor], prefix: str = "test_") -> str:
+    """Lay logged figures out with one row for each scene, their mean, and all pixels pooled.
+
+    Args:
+        figures: as `trainer.callback_metrics` holds them: `<prefix><figure>`, `<prefix><figure>_mean`, `<prefix><figure>/<scene>`.
+        prefix: `test_` or `val_`.
+
+    Returns:
+        Lines of text; only figures that were logged get a column, and only rows that hold something are printed.
+    """
+    values = {name.removeprefix(prefix): float(value) for name, value in figures.items() if name.startswith(prefix)}
+    columns = [c for c in COLUMNS if c in values]
+    scenes = sorted({name.partition("/")[2] for name in values if "/" in name})
+    rows = [(scene, [values.get(f"{c}/{scene}") for c in columns]) for scene in scenes]
+    if len(scenes) != 1:
+        rows.append(("mean of scenes", [values.get(f"{c}_mean") for c in columns]))
+        rows.append(("all pixels", [values.get(c) for c in columns]))
+    rows = [(name, cells) for name, cells in rows if any(cell is not None for cell in cells)]
+    if not rows:
+        rows = [("all pixels", [values.get(c) for c in columns])]
+    width = max(len(name) for name, _ in rows)
+    lines = [" " * width + "".join(f"{c:>9}" for c in columns)]
+    for name, cells in rows:
+        lines.append(f"{name:<{width}}" + "".join(f"{'' if cell is None else f'{cell:.4f}':>9}" for cell in cells))
+    return "\n".join(lines)
