@@ -1,0 +1,352 @@
+"""Reed-Xiaoli (RX) anomaly detection: the squared Mahalanobis distance of a spectrum from its background.
+
+All scores follow one direction, **higher is more anomalous**; they are squared distances (no unit, >= 0, about the number of bands
+on Gaussian background). Pixels without data, and pixels that the caller marks as not valid, take no part in any statistic and score 0.0.
+
+Glossary: x spectrum, μ mean, S scatter (sum of outer products of deviations), Σ = S / (n - 1) covariance, R correlation, λ shrinkage.
+
+Source: Reed and Yu, "Adaptive multiple-band CFAR detection of an optical pattern with unknown spectral distribution", IEEE Trans.
+Acoust., Speech, Signal Process. 38(10), 1990, which divides by n, not n - 1, and assumes full rank (see `regularised_precision`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from anomseg.sample import finite_pixels
+
+_PIXEL_CHUNK = 2048  # pixels scored at once: 3 MB in float64 at 200 bands, so that they stay in the cache
+_WINDOW_CHUNK = 32  # windows held at once: 10 MB in float64 at 200 bands
+# A factorisation is not trusted where less than this share of a band's products is left; float32 is tried first.
+_SMALLEST_PIVOT = {torch.float32: 1e-3, torch.float64: 1e-12}
+_FLOOR = 1e-6  # share of the scene's covariance under a shrunk window, so that a window of equal pixels stays finite
+
+
+@dataclass(frozen=True)
+class BackgroundStatistics:
+    """Moments of a set of pixels that merge exactly over batches and ranks.
+
+    Attributes:
+        count: () float64, number of pixels.
+        mean: (C,) float64, in units of the image.
+        scatter: (C, C) float64, sum of the outer products of the deviations from the mean, in squared units of the image.
+    """
+
+    count: Tensor
+    mean: Tensor
+    scatter: Tensor
+
+
+def pixel_statistics(pixels: Tensor) -> BackgroundStatistics:
+    """Take count, mean and scatter in float64, centred before they are multiplied, so that a large offset does not cancel.
+
+    Args:
+        pixels: (N, C) finite spectra; leave pixels without data out. N = 0 gives the neutral element of `merge_statistics`.
+
+    Raises:
+        ValueError: ``pixels`` is not two-dimensional.
+    """
+    if pixels.ndim != 2:
+        raise ValueError(f"Expected pixels of shape (N, C), but got {tuple(pixels.shape)}. Flatten with x.movedim(1, -1).flatten(0, -2).")
+    values = pixels.double()
+    count = values.new_tensor(float(len(values)))
+    if len(values) == 0:
+        return BackgroundStatistics(count, values.sum(0), values.T @ values)
+    # The first pixel serves as origin, which makes the scatter of a constant band exactly zero.
+    shift = (values - values[0]).mean(dim=0)
+    deviation = values - values[0] - shift
+    return BackgroundStatistics(count, values[0] + shift, deviation.T @ deviation)
+
+
+def merge_statistics(a: BackgroundStatistics, b: BackgroundStatistics) -> BackgroundStatistics:
+    """Join the statistics of two disjoint sets of pixels: the result is that of their union.
+
+    Source:
+        Chan, Golub and LeVeque, "Algorithms for computing the sample variance", Am. Stat. 37(3), 1983, eq. 2.1, for vectors.
+    """
+    count = a.count + b.count
+    share = b.count / count.clamp_min(1)
+    delta = b.mean - a.mean
+    scatter = a.scatter + b.scatter + torch.outer(delta, delta) * (a.count * share)
+    return BackgroundStatistics(count, torch.where(a.count > 0, a.mean + delta * share, b.mean), scatter)
+
+
+def covariance(statistics: BackgroundStatistics) -> Tensor:
+    """Divide the scatter by n - 1: (C, C) float64, in squared units of the image.
+
+    Raises:
+        ValueError: fewer than 2 pixels were counted.
+    """
+    if float(statistics.count) < 2:
+        raise ValueError(
+            f"Expected statistics of at least 2 pixels, but got {int(statistics.count)}. Check the no-data and validity masks."
+        )
+    return statistics.scatter / (statistics.count - 1)
+
+
+def _oas_shrinkage(matrix: Tensor, count: Tensor) -> Tensor:
+    """Compute the OAS weight λ in [0, 1], (...), of (..., C, C) covariances of (...) pixels: Chen et al. 2010, eq. 23."""
+    squared_mean = matrix.diagonal(dim1=-2, dim2=-1).mean(-1).square()
+    mean_square = matrix.square().mean(dim=(-2, -1))
+    spread = (count + 1) * (mean_square - squared_mean / matrix.shape[-1])
+    return ((mean_square + squared_mean) / spread.clamp_min(1e-300)).clamp_max(1.0)
+
+
+def _whitening(covariance: Tensor, count: float, ridge: float) -> Tensor:
+    """Find the (C, rank) basis W of the regularised precision W Wᵀ; see `regularised_precision`."""
+    variance = covariance.diagonal()
+    live = variance > 0
+    scale = torch.where(live, variance, 1.0).rsqrt() * live
+    # Bands are brought to unit variance first: the rank must not depend on the units of a band.
+    correlation = covariance * scale[:, None] * scale
+    if ridge > 0:
+        correlation = correlation + ridge * torch.diag(live.double())
+    elif count <= len(variance) and bool(live.any()):
+        weight = _oas_shrinkage(correlation[live][:, live], variance.new_tensor(count))
+        correlation = (1 - weight) * correlation + weight * torch.diag(live.double())
+    values, vectors = torch.linalg.eigh(correlation)
+    kept = values > values[-1].clamp_min(0.0) * len(values) * torch.finfo(values.dtype).eps
+    return torch.einsum("c,ck,k->ck", scale, vectors[:, kept], values[kept].rsqrt())
+
+
+def regularised_precision(covariance: Tensor, count: float | Tensor, ridge: float = 0.0) -> Tensor:
+    """Invert a covariance, with a stated answer where it has no inverse.
+
+    - **Full rank**: the inverse, equal to ``numpy.linalg.pinv``.
+    - **More pixels than bands, yet singular** (a constant band, a band that others explain): the inverse within the spanned subspace.
+    - **No more pixels than bands**: a pseudo-inverse would give every counted pixel the same score, so the correlation R is shrunk to
+      (1 - λ) R + λ I with the weight λ of OAS, which follows from n, C and R alone. All bands constant: zeros.
+
+    Every case is invariant to a scaling of single bands; the first two also to any invertible mixing of bands.
+
+    Args:
+        covariance: (C, C) float64, squared units of the image.
+        count: number of pixels behind it.
+        ridge: >= 0; adds this share of each band's variance to the diagonal, and then takes the place of the shrinkage.
+
+    Returns:
+        (C, C) float64 precision, inverse squared units of the image.
+
+    Raises:
+        ValueError: ``covariance`` is not square or ``ridge`` is negative.
+
+    Source:
+        Chen, Wiesel, Eldar and Hero, "Shrinkage algorithms for MMSE covariance estimation", IEEE Trans. Signal Process. 58(10), 2010,
+        eq. 23. Here the target is the diagonal, not a multiple of the identity, and the covariance divides by n - 1.
+    """
+    if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1] or ridge < 0:
+        came = f"{tuple(covariance.shape)} and {ridge}"
+        raise ValueError(f"Expected covariance (C, C) and ridge >= 0, but got {came}. Pass covariance(statistics).")
+    basis = _whitening(covariance.double(), float(count), ridge)
+    return basis @ basis.T
+
+
+def mahalanobis(image: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
+    """Score every pixel by (x - μ)ᵀ P (x - μ), in float64 and in chunks of pixels.
+
+    Args:
+        image: (B, C, H, W), NaN in any band where there is no data.
+        mean: (C,) background mean, units of the image.
+        precision: (C, C) inverse covariance of the background.
+
+    Returns:
+        (B, H, W) float32 squared distances >= 0, higher is more anomalous; 0.0 where there is no data.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+    bands = image.shape[1] if image.ndim == 4 else -1
+    if mean.shape != (bands,) or precision.shape != (bands, bands):
+        came = f"{tuple(image.shape)}, {tuple(mean.shape)} and {tuple(precision.shape)}"
+        raise ValueError(f"Expected image (B, C, H, W), mean (C,) and precision (C, C), but got {came}. Use statistics of the same bands.")
+    scores = [_distances(scene.flatten(1), mean.double(), precision.double()) for scene in image]
+    return torch.where(finite_pixels(image), torch.stack(scores).view(-1, *image.shape[-2:]), 0.0)
+
+
+def _distances(pixels: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
+    """Compute (N,) float32 squared distances of (C, N) pixels, the layout of an image, which is never copied as a whole."""
+    scores = pixels.new_empty(pixels.shape[1], dtype=torch.float32)
+    for start in range(0, len(scores), _PIXEL_CHUNK):  # one pass over the pixels, a matrix product per chunk
+        deviation = pixels[:, start : start + _PIXEL_CHUNK].double() - mean[:, None]
+        scores[start : start + _PIXEL_CHUNK] = (deviation * (precision @ deviation)).sum(0).clamp_min(0.0)
+    return scores
+
+
+@torch.no_grad()
+def global_rx(image: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Score every pixel against the mean and covariance of all valid pixels of its image.
+
+    Args:
+        image: (B, C, H, W), NaN in any band where there is no data.
+        valid: (B, H, W) bool, False for pixels to leave out besides those without data; None for none.
+
+    Returns:
+        (B, H, W) float32 squared Mahalanobis distances >= 0, higher is more anomalous; 0.0 where a pixel is left out.
+
+    Raises:
+        ValueError: a wrong shape, or an image with fewer than 2 valid pixels.
+    """
+    keep = _valid_pixels(image, valid)
+    scores = image.new_zeros(keep.shape, dtype=torch.float32)
+    for index, chosen in enumerate(keep):  # every image has statistics of its own
+        pixels = image[index].flatten(1) if bool(chosen.all()) else image[index][:, chosen]
+        statistics = pixel_statistics(pixels.T)
+        precision = regularised_precision(covariance(statistics), statistics.count)
+        scores[index, chosen] = _distances(pixels, statistics.mean, precision)
+    return scores
+
+
+@torch.no_grad()
+def local_rx(image: Tensor, inner: int = 5, outer: int = 21, ridge: float = 0.0, valid: Tensor | None = None) -> Tensor:
+    """Score every pixel against its surroundings: the outer window around it without the inner one.
+
+    Near the border both windows are shifted to lie within the image, as ``spectral.rx`` does. A window
+    whose covariance cannot be inverted (no more pixels than bands, or equal pixels) is shrunk by OAS towards that of the scene; one
+    with fewer than 2 valid pixels is replaced by the scene's mean and covariance.
+
+    Args:
+        image: (B, C, H, W), NaN in any band where there is no data.
+        inner: odd width of the guard window in pixels; at least the size of the largest target.
+        outer: odd width of the background window in pixels, above ``inner``; outer² - inner² should exceed C clearly.
+        ridge: >= 0; adds this share of the *scene's* covariance to every window's and then takes the place of the shrinkage.
+        valid: (B, H, W) bool, False for pixels to leave out besides those without data; None for none.
+
+    Returns:
+        (B, H, W) float32 squared Mahalanobis distances >= 0, higher is more anomalous; 0.0 where a pixel is left out.
+
+    Raises:
+        ValueError: a wrong shape or window, a negative ridge, or an image with fewer than 2 valid pixels.
+
+    Source:
+        Dual-window RX as in ``spectral.rx(X, window=(inner, outer))``; shrinkage and no-data are ours.
+    """
+    keep = _valid_pixels(image, valid)
+    _check_windows(inner, outer, ridge, image.shape[-2:])
+    scores = image.new_zeros(keep.shape, dtype=torch.float32)
+    for index, chosen in enumerate(keep):
+        pixels = image[index][:, chosen].T
+        statistics = pixel_statistics(pixels)
+        basis = _whitening(covariance(statistics), float(statistics.count), 0.0)
+        if basis.shape[1] == 0:
+            continue  # a constant image scores 0
+        # A leading 1 in each pixel makes a window's matrix of products hold its count and sum as well; left-out pixels are all zero.
+        scene = basis.new_zeros(*chosen.shape, 1 + basis.shape[1])
+        scene[chosen] = torch.nn.functional.pad((pixels.double() - statistics.mean) @ basis, (1, 0), value=1.0)
+        scores[index] = _dual_window(scene, inner, outer, ridge).float()
+    return torch.where(keep, scores, 0.0)
+
+
+def _dual_window(scene: Tensor, inner: int, outer: int, ridge: float) -> Tensor:
+    """Score an (H, W, 1 + C) scene, whitened so that its covariance is I, with a leading 1; returns (H, W) float64."""
+    height, width = scene.shape[:2]
+    tops, lefts = _window_starts(height, outer), _window_starts(width, outer)
+    guard_tops, guard_lefts = _window_starts(height, inner), _window_starts(width, inner)
+    scores = scene.new_zeros(height, width)
+    # Fresh memory of this size costs more time than the products that fill it.
+    buffer = scene.new_empty(2, _WINDOW_CHUNK + outer - 1, scene.shape[2], scene.shape[2])
+    # One step per row of windows and chunk of columns; a pixel costs C³ / 3 for the elimination and about 10 C² for sliding the window.
+    for top in range(height - outer + 1):
+        for left in range(0, width - outer + 1, _WINDOW_CHUNK):
+            last = min(left + _WINDOW_CHUNK, width - outer + 1)
+            products = _sliding_products(scene[top : top + outer, left : last - 1 + outer], outer, buffer)
+            columns = [x for x in range(width) if left <= lefts[x] < last]
+            for row in (y for y in range(height) if tops[y] == top):
+                guards = scene[guard_tops[row] : guard_tops[row] + inner].unfold(1, inner, 1)
+                guard = rearrange(guards[:, [guard_lefts[x] for x in columns]], "i w c j -> w (i j) c")
+                background = products[[lefts[x] - left for x in columns]].baddbmm_(guard.mT, guard, alpha=-1)
+                scores[row, columns] = _window_scores(background, scene[row, columns], ridge)
+    return scores
+
+
+def _window_starts(size: int, window: int) -> list[int]:
+    """List the first pixel of every pixel's window along an axis, shifted to lie within it."""
+    return [min(max(x - window // 2, 0), size - window) for x in range(size)]
+
+
+def _sliding_products(strip: Tensor, outer: int, buffer: Tensor) -> Tensor:
+    """Sum x xᵀ over every outer x outer window of an (outer, W, D) strip: (W - outer + 1, D, D), a part of ``buffer``."""
+    columns = rearrange(strip, "h w d -> w h d").contiguous()
+    sums, windows = buffer[0, : len(columns)], buffer[1, : len(columns) - outer + 1]
+    torch.bmm(columns.mT, columns, out=sums)
+    torch.sum(sums[:outer], dim=0, out=windows[0])
+    for step in range(1, len(windows)):  # 2 D² additions a window, in the cache; a cumulative sum over all columns is slower
+        torch.sub(sums[step + outer - 1], sums[step - 1], out=windows[step]).add_(windows[step - 1])
+    return windows
+
+
+def _window_scores(products: Tensor, pixel: Tensor, ridge: float) -> Tensor:
+    """Score (N, D) pixels by their windows' (N, D, D) products, D = 1 + C; returns (N,).
+
+    With a = (1, x), aᵀ (Σ a aᵀ)⁻¹ a = 1 / n + (x - μ)ᵀ S⁻¹ (x - μ): the mean needs no pass of its own.
+    """
+    count = products[:, 0, 0]
+    degrees = (count - 1).clamp_min(1.0)
+    regular = (count >= 2) & ((count >= products.shape[-1]) | (ridge > 0))
+    if not bool(regular.any()):
+        return _shrunk_scores(products, pixel)
+    if ridge > 0:
+        products.diagonal(dim1=1, dim2=2)[:, 1:] += ridge * degrees[:, None]
+    value, solved = _inverse_quadratic(products, pixel, torch.float32)
+    if not bool(solved.all()):
+        value[~solved], solved[~solved] = _inverse_quadratic(products[~solved], pixel[~solved], torch.float64)
+    score = degrees * (value - 1 / count.clamp_min(1.0))
+    regular &= solved
+    if not bool(regular.all()):
+        score[~regular] = _shrunk_scores(products[~regular], pixel[~regular])
+    return score.clamp_min(0.0)
+
+
+def _inverse_quadratic(matrix: Tensor, vector: Tensor, precision: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Compute vᵀ M⁻¹ v, (N,), of float64 (N, D, D) and (N, D), and (N,) bool, whether M is safely positive definite.
+
+    With y ≈ M⁻¹ v from a factor in ``precision``, 2 vᵀ y - yᵀ M y is wrong only by the square of the error of y.
+    """
+    factor, info = torch.linalg.cholesky_ex(matrix.to(precision))
+    pivots = factor.diagonal(dim1=1, dim2=2).square() / matrix.diagonal(dim1=1, dim2=2)
+    solution = torch.cholesky_solve(vector[:, :, None].to(precision), factor).double()
+    value = (solution * (2 * vector[:, :, None] - matrix @ solution)).sum((1, 2))
+    return value, (info == 0) & (pivots > _SMALLEST_PIVOT[precision]).all(1)
+
+
+def _shrunk_scores(products: Tensor, pixel: Tensor) -> Tensor:
+    """Score as `_window_scores`, with Σ shrunk by OAS to a multiple of the scene's covariance, which is I here; (N,)."""
+    count = products[:, 0, 0]
+    mean = products[:, 0, 1:] / count.clamp_min(1.0)[:, None]
+    scatter = products[:, 1:, 1:] - count[:, None, None] * mean[:, :, None] * mean[:, None]
+    local = scatter / (count - 1).clamp_min(1.0)[:, None, None]
+    known = count >= 2
+    weight = torch.where(known, _oas_shrinkage(local, count), 1.0)[:, None]
+    level = torch.where(known, local.diagonal(dim1=1, dim2=2).mean(-1).clamp_min(0.0), 1.0)[:, None]
+    shrunk = local * (1 - weight)[:, None]
+    shrunk.diagonal(dim1=1, dim2=2).add_(weight * level + _FLOOR)
+    return _inverse_quadratic(shrunk, pixel[:, 1:] - torch.where(known[:, None], mean, 0.0), torch.float64)[0]
+
+
+def _check_windows(inner: int, outer: int, ridge: float, size: torch.Size) -> None:
+    if inner < 1 or inner % 2 == 0 or outer % 2 == 0 or inner >= outer:
+        raise ValueError(f"Expected odd windows with 1 <= inner < outer, but got inner={inner}, outer={outer}. Use for example 5 and 21.")
+    if outer > min(size):
+        raise ValueError(f"Expected outer <= {min(size)} for an image of {tuple(size)} pixels, but got {outer}. Use a smaller window.")
+    if ridge < 0:
+        raise ValueError(f"Expected ridge >= 0, but got {ridge}. Use 0.0 for none; 0.01 to 1.0 is usual.")
+
+
+def _valid_pixels(image: Tensor, valid: Tensor | None) -> Tensor:
+    """Join no-data and the caller's choice to (B, H, W) bool, and check that every image keeps at least 2 pixels."""
+    if image.ndim != 4:
+        raise ValueError(f"Expected an image of shape (B, C, H, W), but got {tuple(image.shape)}. Add the missing axes, as in image[None].")
+    keep = finite_pixels(image)
+    if valid is not None:
+        if valid.shape != keep.shape or valid.dtype != torch.bool:
+            raise ValueError(f"Expected valid {tuple(keep.shape)} bool, but got {tuple(valid.shape)} {valid.dtype}. Pass mask != 255.")
+        keep = keep & valid
+    counts = keep.flatten(1).sum(dim=1)
+    if bool((counts < 2).any()):
+        index = int((counts < 2).nonzero()[0])
+        came = f"{int(counts[index])} in image {index} of shape {tuple(image.shape[1:])}"
+        raise ValueError(f"Expected at least 2 valid pixels in every image, but got {came}. Check for NaN bands, and skip empty tiles.")
+    return keep

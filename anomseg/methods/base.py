@@ -1,0 +1,150 @@
+"""The one base class: a method writes `__init__`, `training_step` and `score`; everything about evaluation stands here once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, final
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from anomseg.calibration.base import Calibration
+from anomseg.calibration.quantile import QuantileCalibration
+from anomseg.config import arguments_of, build
+from anomseg.errors import NotFittedError
+from anomseg.methods.optimisation import Optimisation
+from anomseg.metrics.scene_metrics import SceneMetrics, all_metrics, pixel_metrics
+from anomseg.sample import IGNORE, check_sample, finite_pixels
+from anomseg.version import __version__
+
+
+class AnomalySegmenter(pl.LightningModule, ABC):
+    """Turn images into raw anomaly scores, measure them, and calibrate them on normal validation pixels.
+
+    A subclass keeps each constructor argument as an attribute of the same name, and its fitted state in buffers.
+
+    Args:
+        calibration: maps scores to heat maps; `QuantileCalibration()` by default.
+        optimisation: how parameters are stepped; AdamW with a cosine schedule by default.
+    """
+
+    size_multiple: ClassVar[int] = 1  # images are padded to a multiple of this before `score`, and maps cropped back
+
+    def __init__(self, calibration: Calibration | None = None, optimisation: Optimisation | None = None) -> None:
+        super().__init__()
+        self.calibration: Calibration = build(calibration) or QuantileCalibration()
+        self.optimisation: Optimisation = build(optimisation) or Optimisation()
+        self.validation_metrics = SceneMetrics(pixel_metrics(), "val_")
+        self.test_metrics = SceneMetrics(all_metrics(), "test_")
+
+    @abstractmethod
+    def score(self, image: Tensor) -> Tensor:
+        """Score every pixel.
+
+        Args:
+            image: (B, C, H, W) or (B, 2, C, H, W) float32; NaN marks pixels without data (see `anomseg.sample.fill_nodata`).
+
+        Returns:
+            (B, H, W) float32, **higher is more anomalous**, unbounded, finite wherever there is data.
+        """
+
+    @final
+    def score_map(self, image: Tensor) -> Tensor:
+        """Score an image of any size: pad to `size_multiple`, score, crop; pixels without data get their map's lowest score."""
+        height, width = image.shape[-2:]
+        down, right = -height % self.size_multiple, -width % self.size_multiple
+        padded = image
+        if down or right:
+            mode = "reflect" if down < height and right < width else "replicate"
+            padded = functional.pad(image.flatten(1, -3), (0, right, 0, down), mode=mode).unflatten(1, image.shape[1:-2])
+        score = self.score(padded)
+        if score.shape != (image.shape[0], *padded.shape[-2:]):
+            raise ValueError(
+                f"Expected {type(self).__name__}.score to return (B, H, W) = {(image.shape[0], *padded.shape[-2:])} for an image of shape "
+                f"{tuple(padded.shape)}, but got {tuple(score.shape)}."
+            )
+        score = score[:, :height, :width].float()
+        valid = finite_pixels(image)
+        lowest = torch.where(valid, score, torch.inf).amin((1, 2), keepdim=True)
+        return torch.where(valid, score, torch.where(torch.isfinite(lowest), lowest, 0.0))
+
+    @final
+    def forward(self, image: Tensor) -> Tensor:
+        """Compute the heat map: (B, H, W) float32 in [0, 1]. Raises `NotFittedError` before calibration."""
+        heatmap: Tensor = self.calibration(self.score_map(image))
+        return heatmap
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Give figures about the state of training, to be logged after each epoch; none by default."""
+        return {}
+
+    @final
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Count the scores of a validation batch."""
+        self._count(batch, self.validation_metrics)
+
+    @final
+    def on_validation_epoch_end(self) -> None:
+        """Calibrate on the normal pixels, then log the figures."""
+        if not self.trainer.sanity_checking:
+            counts = self.validation_metrics.counts()
+            self.calibration.fit(counts)
+            self.log_dict(self.diagnostics())
+            self.log_dict(self.validation_metrics.compute())
+        self.validation_metrics.reset()
+
+    @final
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Count the scores of a test batch."""
+        self._count(batch, self.test_metrics)
+
+    @final
+    def on_test_epoch_end(self) -> None:
+        """Log the figures, pooled and for each scene."""
+        self.log_dict(self.test_metrics.compute())
+        self.test_metrics.reset()
+
+    @final
+    def _count(self, batch: Mapping[str, Any], metrics: SceneMetrics) -> None:
+        check_sample(batch)
+        image = batch["image"]
+        mask = batch["mask"].masked_fill(~finite_pixels(image), IGNORE)
+        metrics.update(self.score_map(image), mask, batch.get("name"))
+
+    @final
+    def on_predict_start(self) -> None:
+        """Refuse to predict without a calibration, before any work is done."""
+        if not self.calibration.is_fitted:
+            raise NotFittedError(
+                f"Expected a calibrated {type(self).__name__}, but its calibration was never fitted. Call `trainer.fit` (or `trainer.validate`) "
+                "first, or predict from the checkpoint of a fitted model."
+            )
+
+    @final
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Return `score` (B, H, W) raw and `heatmap` (B, H, W) in [0, 1]."""
+        check_sample(batch)
+        score = self.score_map(batch["image"])
+        return {"score": score, "heatmap": self.calibration(score)}
+
+    def configure_optimizers(self) -> Any:
+        """Build what `optimisation` describes, stepped every batch."""
+        optimiser, schedule = self.optimisation.build(self, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the class and its arguments as plain data, so that the checkpoint loads with `weights_only=True`."""
+        path = f"{type(self).__module__}.{type(self).__qualname__}"
+        checkpoint["hyper_parameters"] = {"_class_path": path, **arguments_of(self)}
+        checkpoint["anomseg_version"] = __version__
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Give buffers that were empty before fitting the size that they have in the checkpoint."""
+        for name, buffer in list(self.named_buffers()):
+            saved = checkpoint["state_dict"].get(name)
+            if saved is not None and not buffer.numel() and saved.numel():
+                owner, _, attribute = name.rpartition(".")
+                setattr(self.get_submodule(owner), attribute, torch.empty_like(saved, device=buffer.device))

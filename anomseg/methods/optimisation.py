@@ -1,0 +1,48 @@
+"""How the parameters of a method are stepped: one frozen description, one place that builds it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """Describe AdamW with a schedule.
+
+    Attributes:
+        lr: peak learning rate.
+        weight_decay: decay of weights with two or more axes; biases, norms and other vectors are never decayed.
+        schedule: `constant`, `cosine` to 0, or `poly` with power 0.9, over the estimated number of steps.
+        warmup: share of the steps in which the rate rises linearly from 0.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    schedule: Literal["constant", "cosine", "poly"] = "cosine"
+    warmup: float = 0.0
+
+    def factor(self, step: int, steps: int) -> float:
+        """Give the share of the peak rate at a step, in [0, 1]."""
+        done = min(step / max(steps, 1), 1.0)
+        if done < self.warmup:
+            return done / self.warmup
+        left = (1 - done) / max(1 - self.warmup, 1e-12)
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * (1 - left)))
+        return left**0.9 if self.schedule == "poly" else 1.0
+
+    def build(self, module: nn.Module, steps: int) -> tuple[AdamW, LambdaLR]:
+        """Build the optimiser of a module's trainable parameters and its schedule over a number of steps."""
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimiser = AdamW([g for g in groups if g["params"]], lr=self.lr)
+        return optimiser, LambdaLR(optimiser, lambda step: self.factor(step, steps))

@@ -1,0 +1,110 @@
+"""RX as a module: the detector that every other method is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from anomseg.calibration.base import Calibration
+from anomseg.errors import NotFittedError
+from anomseg.functional.rx import (
+    BackgroundStatistics,
+    covariance,
+    global_rx,
+    local_rx,
+    mahalanobis,
+    merge_statistics,
+    pixel_statistics,
+    regularised_precision,
+)
+from anomseg.methods.base import AnomalySegmenter
+from anomseg.sample import NORMAL, check_sample, finite_pixels
+
+
+class RX(AnomalySegmenter):
+    """Score a pixel by its squared Mahalanobis distance from the background.
+
+    Nothing is learnt with `background="scene"`: fitting only calibrates. With `background="training"` one pass over the training pixels
+    gathers mean and covariance (float64, exact over any batches and ranks); anomalous and ignored training pixels are left out.
+
+    Args:
+        mode: `global` compares with the whole background, `local` with a window around each pixel.
+        inner: side of the guard window in pixels, odd, at least as wide as the targets; `local` only.
+        outer: side of the background window in pixels, odd; `local` only.
+        background: `scene` takes it from the image that is scored, `training` from the training data; `local` needs `scene`.
+        calibration: see `AnomalySegmenter`.
+
+    Source: Reed and Yu, IEEE TASSP 38(10), 1990.
+    """
+
+    def __init__(
+        self,
+        mode: Literal["global", "local"] = "global",
+        inner: int = 5,
+        outer: int = 21,
+        background: Literal["scene", "training"] = "scene",
+        calibration: Calibration | None = None,
+    ) -> None:
+        super().__init__(calibration)
+        if mode not in ("global", "local") or background not in ("scene", "training"):
+            raise ValueError(f"Expected mode 'global' or 'local' and background 'scene' or 'training', but got {mode!r} and {background!r}.")
+        if mode == "local" and background == "training":
+            raise ValueError("Expected background='scene' with mode='local', whose background is the window around each pixel, but got 'training'.")
+        self.mode, self.inner, self.outer, self.background = mode, inner, outer, background
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.empty(0, dtype=torch.float64))
+        self.register_buffer("scatter", torch.empty(0, dtype=torch.float64))
+        self.count: Tensor
+        self.mean: Tensor
+        self.scatter: Tensor
+        self.clock = nn.Parameter(torch.zeros(1))  # Lightning counts progress, and saves checkpoints, by optimiser steps
+        self._gathered: BackgroundStatistics | None = None
+
+    def on_train_epoch_start(self) -> None:
+        """Begin to gather anew."""
+        self._gathered = None
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Gather the statistics of a batch; the loss is 0 because nothing is learnt by descent."""
+        if self.background == "training":
+            check_sample(batch)
+            image = batch["image"]
+            usable = finite_pixels(image)
+            if "mask" in batch:
+                usable &= batch["mask"] == NORMAL
+            new = pixel_statistics(image.movedim(1, -1)[usable])
+            self._gathered = new if self._gathered is None else merge_statistics(self._gathered, new)
+        return self.clock.sum() * 0.0
+
+    def on_validation_start(self) -> None:
+        """Make the statistics of all ranks the background, before anything is scored with it."""
+        self._publish()
+
+    def on_train_epoch_end(self) -> None:
+        """Make the statistics of all ranks the background, where there was no validation."""
+        self._publish()
+
+    def _publish(self) -> None:
+        if self._gathered is None:
+            return
+        merged = self._gathered
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts: list[BackgroundStatistics] = [merged] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(parts, BackgroundStatistics(*(t.cpu() for t in merged)))
+            merged = BackgroundStatistics(*(t.to(self.device) for t in reduce(merge_statistics, parts)))
+        self.count, self.mean, self.scatter = merged.count, merged.mean, merged.scatter
+
+    def score(self, image: Tensor) -> Tensor:
+        """Score (B, C, H, W) by squared Mahalanobis distance; see the base class."""
+        if self.mode == "local":
+            return local_rx(image, self.inner, self.outer)
+        if self.background == "scene":
+            return global_rx(image)
+        if not self.mean.numel():
+            raise NotFittedError("Expected the background of the training data, but none was gathered. Call `trainer.fit` with training data first.")
+        statistics = BackgroundStatistics(self.count, self.mean, self.scatter)
+        return mahalanobis(image, self.mean, regularised_precision(covariance(statistics), self.count))
