@@ -1,0 +1,44 @@
+"""Every shipped configuration trains, tests and predicts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+
+from anomseg.__main__ import main
+from anomseg.data.synthetic_scenes import synthetic_scene
+
+FOLDER = Path(__file__).parents[1] / "examples" / "configs"
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
+QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+
+
+def data_options(config, folder):
+    """Give options that put small scenes of the right kind in the place of the user's."""
+    domain = config.stem.rpartition("_")[2]
+    if domain == "synthetic":
+        return ["--data.count", "2", "--data.size", "[48,48]"]
+    for seed in range(2):
+        scene = synthetic_scene("hyperspectral", (48, 48), seed, 24)
+        cube = np.nan_to_num(scene.image.numpy()).transpose(1, 2, 0)
+        scipy.io.savemat(folder / f"scene-{seed}.mat", {"data": cube, "map": (scene.mask == 1).numpy().astype(np.uint8)})
+    return ["--data.root", str(folder)]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
+def test_configuration__fits_tests_and_predicts(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scenes = tmp_path / "scenes"
+    scenes.mkdir()
+    data = data_options(config, scenes)
+    cli = main(["fit", "--config", str(config), *data, *QUIET, "--trainer.max_epochs", "1"])
+    checkpoint = cli.trainer.checkpoint_callback.best_model_path
+    cli = main(["test", "--config", str(config), *data, *QUIET, "--ckpt_path", checkpoint])
+    assert 0 <= cli.trainer.callback_metrics["test_auroc"] <= 1
+    main(["predict", "--config", str(config), *data, *QUIET, "--ckpt_path", checkpoint, "--output", "maps"])
+    assert len(list((tmp_path / "maps").glob("*.png"))) == 2
+
+
+def test_configurations__are_there():
+    assert {"rx_synthetic", "rx_hyperspectral", "lrx_hyperspectral"} <= {p.stem for p in CONFIGS}
