@@ -129,6 +129,11 @@ def run(words: Sequence[str]) -> CommandLine:
         ".*LightningCLI's args parameter.*",  # words were rewritten on purpose
         ".*`tensorboardX` has been removed.*",
         ".*isinstance.treespec, LeafSpec.*",  # lightning 2.6 with torch 2.15
+        ".*was deprecated in v4.49.0.*",  # lightning 2.6 with jsonargparse 4.53
+        "(?s).*skip_none parameter was deprecated.*",
+        ".*smaller than the logging interval.*",
+        ".*The dirpath has changed from.*",  # evaluating a checkpoint of another run is what `test` and `predict` are for
+        ".*exists and is not empty.*",
     ):
         warnings.filterwarnings("ignore", noise)
     try:
@@ -149,5 +154,3 @@ def run(words: Sequence[str]) -> CommandLine:
         if os.environ.get("ANOMSEG_TRACEBACK"):
             raise
         raise SystemExit(f"anomseg: {error}") from error
-
-

@@ -56,4 +56,4 @@ def run_demo(words: Sequence[str] = ()) -> Path:
             trainer.predict(method, data, return_predictions=False)
         print(f"\n{label}, synthetic hyperspectral scenes\n{figure_table(figures)}")
     print(f"\nmaps and pictures: {options.output.resolve()}  ({time.perf_counter() - start:.0f} s)")
-    return options.output
+    return Path(options.output)

@@ -2,7 +2,7 @@
 # # RX: from scenes to calibrated maps
 #
 # Two detectors on the same scenes: global RX compares a pixel with the whole scene, local RX with a window around it.
-# Without a folder the scenes are synthetic; set `ANOMSEG_SCENES` to a folder or glob of `.mat`, `.hdr`, `.tif` or `.npy` files for your own.
+# The scenes are synthetic; set `ANOMSEG_SCENES` to a folder or glob of `.mat`, `.hdr`, `.tif` or `.npy` files for your own.
 
 # %%
 import logging
@@ -26,8 +26,8 @@ data = HyperspectralDataModule(folder) if folder else SyntheticDataModule("hyper
 # %% [markdown]
 # ## Fit, test, predict
 #
-# RX learns nothing. Fitting calibrates: a random quarter of the blocks of each scene says how normal pixels score, and the heat map says how
-# unusual a score is among them. The calibration travels in the checkpoint.
+# RX learns nothing. Fitting calibrates: a random quarter of the blocks of each scene says how normal pixels score, and the
+# heat map says how unusual a score is among them. The calibration travels in the checkpoint.
 
 # %%
 output = Path("anomseg-output")
@@ -66,5 +66,7 @@ image = next(iter(data.predict_dataloader()))["image"]
 score = local_rx(image, inner=5, outer=21)
 heatmap = methods["local"].calibration(score)
 share = (heatmap > 0.5).float().mean()
-print(f"image {tuple(image.shape)}, score {tuple(score.shape)} up to {score.max():.0f}, heat above 0.5 on {100 * share:.2f} % of the pixels")
+print(
+    f"image {tuple(image.shape)}, score {tuple(score.shape)} up to {score.max():.0f}, heat above 0.5 on {100 * share:.2f} % of the pixels"
+)
 assert torch.isfinite(score).all()

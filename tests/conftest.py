@@ -11,7 +11,9 @@ def pytest_collection_modifyitems(items):
     folder = os.environ.get("ANOMSEG_DATA")
     if folder:
         if not Path(folder).is_dir():
-            raise pytest.UsageError(f"Expected ANOMSEG_DATA to name a folder, but got '{folder}'. Unset it to leave out the tests marked real.")
+            raise pytest.UsageError(
+                f"Expected ANOMSEG_DATA to name a folder, but got '{folder}'. Unset it to leave out the tests marked real."
+            )
         return
     for item in items:
         if item.get_closest_marker("real"):

@@ -9,7 +9,16 @@ from anomseg.cli import expand_short_names, model_from_checkpoint
 from anomseg.errors import CheckpointError
 
 SMALL = ["--data.count", "2", "--data.size", "[40,40]", "--data.kind", "multispectral"]
-QUIET = ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false", "--trainer.num_sanity_val_steps", "0"]
+QUIET = [
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.max_epochs",
+    "1",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--trainer.num_sanity_val_steps",
+    "0",
+]
 
 
 @pytest.fixture
@@ -21,7 +30,15 @@ def checkpoint(tmp_path, monkeypatch):
 
 def test_expand_short_names__knows_methods_and_data_modules():
     words = expand_short_names(["fit", "--model", "RX", "--data=Hyperspectral", "--data.root", "RX", "--model=my.Own"])
-    assert words == ["fit", "--model", "anomseg.methods.rx.RX", "--data=anomseg.data.hyperspectral.HyperspectralDataModule", "--data.root", "RX", "--model=my.Own"]
+    assert words == [
+        "fit",
+        "--model",
+        "anomseg.methods.rx.RX",
+        "--data=anomseg.data.hyperspectral.HyperspectralDataModule",
+        "--data.root",
+        "RX",
+        "--model=my.Own",
+    ]
 
 
 def test_cli__predicts_from_the_checkpoint_alone(checkpoint, tmp_path, capsys):

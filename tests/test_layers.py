@@ -62,12 +62,7 @@ def imports(path: Path):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
         for child in ast.walk(node)
     }
-    inside = {
-        id(child)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        for child in ast.walk(node)
-    }
+    inside = {id(child) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for child in ast.walk(node)}
     for node in ast.walk(tree):
         if id(node) in skipped:
             continue
@@ -100,7 +95,11 @@ def test_source__imports_third_parties_where_they_belong(path):
         assert not (name in LAZY and at_top), f"{path}:{line} imports {name} at the top; import it where it is used"
 
 
-WITH_CODE = [p for p in SOURCES if p.name != "__init__.py" and any(isinstance(n, ast.FunctionDef) for n in ast.walk(ast.parse(p.read_text())))]
+def holds_code(path: Path) -> bool:
+    return path.name != "__init__.py" and any(isinstance(node, ast.FunctionDef) for node in ast.walk(ast.parse(path.read_text())))
+
+
+WITH_CODE = [path for path in SOURCES if holds_code(path)]
 
 
 @pytest.mark.parametrize("path", WITH_CODE, ids=lambda p: str(p.relative_to(PACKAGE)))

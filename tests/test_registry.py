@@ -1,3 +1,5 @@
+import pytest
+
 import anomseg
 from anomseg.registry import TABLE, class_path
 
@@ -15,15 +17,12 @@ def test_table__and_all_name_the_same():
 
 
 def test_class_path__finds_short_and_full_names():
-    assert class_path("Hyperspectral", "data") == class_path("HyperspectralDataModule", "data") == "anomseg.data.hyperspectral.HyperspectralDataModule"
+    path = "anomseg.data.hyperspectral.HyperspectralDataModule"
+    assert class_path("Hyperspectral", "data") == class_path("HyperspectralDataModule", "data") == path
     assert class_path("RX", "method") == "anomseg.methods.rx.RX"
     assert class_path("RX", "data") is None
 
 
 def test_package__says_what_to_do_about_an_unknown_name():
-    try:
+    with pytest.raises(AttributeError, match="anomseg list"):
         anomseg.Nothing  # noqa: B018  # the attribute access is the test
-    except AttributeError as error:
-        assert "anomseg list" in str(error)
-    else:
-        raise AssertionError("an unknown name was found")

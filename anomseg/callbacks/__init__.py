@@ -1,0 +1,1 @@
+"""Observers of a trainer: they write and report, and never change what is learnt."""

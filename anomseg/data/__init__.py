@@ -1,0 +1,1 @@
+"""Scenes, datasets and data modules."""

@@ -59,7 +59,8 @@ class AnomalySegmenter(pl.LightningModule, ABC):
         padded = image
         if down or right:
             mode = "reflect" if down < height and right < width else "replicate"
-            padded = functional.pad(image.flatten(1, -3), (0, right, 0, down), mode=mode).unflatten(1, image.shape[1:-2])
+            flat = functional.pad(image.flatten(1, -3), (0, right, 0, down), mode=mode)
+            padded = flat.reshape(*image.shape[:-2], *flat.shape[-2:])
         score = self.score(padded)
         if score.shape != (image.shape[0], *padded.shape[-2:]):
             raise ValueError(
@@ -71,7 +72,6 @@ class AnomalySegmenter(pl.LightningModule, ABC):
         lowest = torch.where(valid, score, torch.inf).amin((1, 2), keepdim=True)
         return torch.where(valid, score, torch.where(torch.isfinite(lowest), lowest, 0.0))
 
-    @final
     def forward(self, image: Tensor) -> Tensor:
         """Compute the heat map: (B, H, W) float32 in [0, 1]. Raises `NotFittedError` before calibration."""
         heatmap: Tensor = self.calibration(self.score_map(image))
@@ -119,8 +119,8 @@ class AnomalySegmenter(pl.LightningModule, ABC):
         """Refuse to predict without a calibration, before any work is done."""
         if not self.calibration.is_fitted:
             raise NotFittedError(
-                f"Expected a calibrated {type(self).__name__}, but its calibration was never fitted. Call `trainer.fit` (or `trainer.validate`) "
-                "first, or predict from the checkpoint of a fitted model."
+                f"Expected a calibrated {type(self).__name__}, but its calibration was never fitted. Call `trainer.fit` "
+                "(or `trainer.validate`) first, or predict from the checkpoint of a fitted model."
             )
 
     @final

@@ -24,17 +24,23 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"Expected a checkpoint at '{path}', but there is no such file. `trainer.fit` writes them below its log folder.")
+        raise FileNotFoundError(
+            f"Expected a checkpoint at '{path}', but there is no such file. `trainer.fit` writes them below its log folder."
+        )
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(
-            f"Expected '{path}' to be a complete checkpoint of tensors and plain data, but it could not be read: {str(error).partition(chr(10))[0] or type(error).__name__}. "
+            f"Expected '{path}' to be a complete checkpoint of tensors and plain data, but it could not be read: {reason} "
             "Files that need more than `weights_only=True` are not loaded, because they can run code."
         ) from error
     if not isinstance(checkpoint, dict) or "anomseg_version" not in checkpoint:
         keys = sorted(checkpoint)[:8] if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        raise CheckpointError(f"Expected a checkpoint that a method of anomseg wrote, but '{path}' holds {keys}. Train with this library, or load the weights by hand.")
+        raise CheckpointError(
+            f"Expected a checkpoint that a method of anomseg wrote, but '{path}' holds {keys}. "
+            "Train with this library, or load the weights by hand."
+        )
     return checkpoint
 
 
@@ -56,6 +62,8 @@ def load(path: str | Path) -> AnomalySegmenter:
     module, _, name = class_path.rpartition(".")
     cls = locate(class_path) if module.split(".")[0] == "anomseg" else getattr(sys.modules.get(module), name, None)
     if not (isinstance(cls, type) and issubclass(cls, AnomalySegmenter)):
-        raise CheckpointError(f"Expected '{path}' to name a method, but it names '{class_path}'. Import the module that defines that class first.")
+        raise CheckpointError(
+            f"Expected '{path}' to name a method, but it names '{class_path}'. Import the module that defines that class first."
+        )
     method: AnomalySegmenter = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     return method.eval()

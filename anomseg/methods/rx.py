@@ -51,9 +51,13 @@ class RX(AnomalySegmenter):
     ) -> None:
         super().__init__(calibration)
         if mode not in ("global", "local") or background not in ("scene", "training"):
-            raise ValueError(f"Expected mode 'global' or 'local' and background 'scene' or 'training', but got {mode!r} and {background!r}.")
+            raise ValueError(
+                f"Expected mode 'global' or 'local' and background 'scene' or 'training', but got {mode!r} and {background!r}."
+            )
         if mode == "local" and background == "training":
-            raise ValueError("Expected background='scene' with mode='local', whose background is the window around each pixel, but got 'training'.")
+            raise ValueError(
+                "Expected background='scene' with mode='local', whose background is the window around each pixel, but got 'training'."
+            )
         self.mode, self.inner, self.outer, self.background = mode, inner, outer, background
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean", torch.empty(0, dtype=torch.float64))
@@ -93,10 +97,10 @@ class RX(AnomalySegmenter):
             return
         merged = self._gathered
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            parts: list[BackgroundStatistics] = [merged] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(parts, BackgroundStatistics(*(t.cpu() for t in merged)))
-            merged = BackgroundStatistics(*(t.to(self.device) for t in reduce(merge_statistics, parts)))
-        self.count, self.mean, self.scatter = merged.count, merged.mean, merged.scatter
+            parts: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(parts, (merged.count.cpu(), merged.mean.cpu(), merged.scatter.cpu()))
+            merged = reduce(merge_statistics, [BackgroundStatistics(*part) for part in parts])
+        self.count, self.mean, self.scatter = (t.to(self.device) for t in (merged.count, merged.mean, merged.scatter))
 
     def score(self, image: Tensor) -> Tensor:
         """Score (B, C, H, W) by squared Mahalanobis distance; see the base class."""
@@ -105,6 +109,8 @@ class RX(AnomalySegmenter):
         if self.background == "scene":
             return global_rx(image)
         if not self.mean.numel():
-            raise NotFittedError("Expected the background of the training data, but none was gathered. Call `trainer.fit` with training data first.")
+            raise NotFittedError(
+                "Expected the background of the training data, but none was gathered. Call `trainer.fit` with training data first."
+            )
         statistics = BackgroundStatistics(self.count, self.mean, self.scatter)
         return mahalanobis(image, self.mean, regularised_precision(covariance(statistics), self.count))

@@ -148,7 +148,7 @@ def test_checkpoint__reloads_with_plain_data_alone(fitted, tmp_path):
 
 
 def test_checkpoint__resumes_training(fitted, tmp_path):
-    method, loop = fitted
+    _, loop = fitted
     path = tmp_path / "method.ckpt"
     loop.save_checkpoint(path)
     loop = trainer(tmp_path)

@@ -1,0 +1,1 @@
+"""From raw scores to heat maps in [0, 1]."""

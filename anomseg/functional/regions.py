@@ -1,0 +1,30 @@
+"""Connected regions of anomalous pixels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from anomseg.sample import ANOMALY
+
+
+def region_weights(mask: Tensor) -> Tensor:
+    """Weigh each anomalous pixel by 1 / (size of its 8-connected region), so that every region weighs 1.
+
+    Args:
+        mask: (B, H, W) 0 normal, 1 anomaly, 255 ignored; ignored pixels belong to no region and connect none.
+
+    Returns:
+        1-D float32 on the mask's device, one weight for each anomalous pixel in row-major order. Weights are multiples of 2^-40, so that
+        float64 sums of them are exact and do not depend on their order. Regions are labelled on the CPU: linear in the pixels of the
+        samples that hold an anomaly.
+    """
+    from scipy.ndimage import label
+
+    weights = []
+    for sample in (mask == ANOMALY).cpu():
+        if not bool(sample.any()):
+            continue
+        regions = torch.from_numpy(label(sample.numpy(), structure=torch.ones(3, 3).numpy())[0])[sample].long()
+        weights.append(((2.0**40 / torch.bincount(regions).double()).round() / 2.0**40).float()[regions])
+    return torch.cat(weights).to(mask.device) if weights else torch.empty(0, device=mask.device)

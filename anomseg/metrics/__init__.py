@@ -1,0 +1,1 @@
+"""Figures over unbounded scores."""

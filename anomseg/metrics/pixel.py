@@ -1,0 +1,177 @@
+"""Pixel-level figures over unbounded scores, as torchmetrics that share one state."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anomseg.functional import score_curves
+from anomseg.functional.score_histogram import ScoreCounts
+from anomseg.metrics.score_state import ScoreState, check_scores, select_pixels
+from anomseg.sample import check_mask
+
+
+def warn_if_class_is_missing(counts: ScoreCounts, figure: str, needs: Sequence[str] = ("normal", "anomalous")) -> None:
+    """Warn that a figure is undefined because a class that it needs was not seen."""
+    for held, what in ((counts.normal, "normal"), (counts.anomalous, "anomalous")):
+        if what in needs and not held.sum() > 0:
+            warnings.warn(f"{figure} is undefined without {what} pixels and is returned as NaN. Is the mask complete?", stacklevel=3)
+            return
+
+
+def _check_rate(name: str, value: float) -> float:
+    if not 0 < value <= 1:
+        raise ValueError(f"Expected argument `{name}` in (0, 1], but got {value}. Give a share, not a percentage.")
+    return value
+
+
+class PixelAUROC(ScoreState):
+    """Compute the area under the pixel ROC curve, in [0, 1]; NaN with a warning where a class is missing.
+
+    `resolution_bound()` says how far the figure can be from the exact one.
+    """
+
+    higher_is_better = True
+    plot_lower_bound, plot_upper_bound = 0.0, 1.0
+
+    def compute(self) -> Tensor:
+        """Return () float64."""
+        counts = self.counts()
+        warn_if_class_is_missing(counts, "AUROC")
+        return score_curves.auroc(counts)
+
+    def resolution_bound(self) -> Tensor:
+        """Return () float64: the largest possible distance to the exact AUROC of the counted pixels (of this rank)."""
+        return score_curves.auroc_bound(self.counts())
+
+
+class PixelAveragePrecision(ScoreState):
+    """Compute pixel average precision (the step sum of scikit-learn), in [0, 1]; NaN where there is no anomalous pixel."""
+
+    higher_is_better = True
+    plot_lower_bound, plot_upper_bound = 0.0, 1.0
+
+    def compute(self) -> Tensor:
+        """Return () float64."""
+        counts = self.counts()
+        warn_if_class_is_missing(counts, "Average precision", ["anomalous"])
+        return score_curves.average_precision(counts)
+
+
+class FPRAtTPR(ScoreState):
+    """Compute the false-positive rate at the strictest threshold that reaches a true-positive rate, in [0, 1].
+
+    Args:
+        tpr: the rate to reach, in (0, 1].
+        kwargs: passed to `torchmetrics.Metric`.
+    """
+
+    higher_is_better = False
+    plot_lower_bound, plot_upper_bound = 0.0, 1.0
+
+    def __init__(self, tpr: float = 0.95, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.tpr = _check_rate("tpr", tpr)
+
+    def compute(self) -> Tensor:
+        """Return () float64, NaN where a class is missing."""
+        counts = self.counts()
+        warn_if_class_is_missing(counts, "The false-positive rate")
+        return score_curves.fpr_at_tpr(counts, self.tpr)
+
+
+class F1Max(ScoreState):
+    """Find the best F1 over all thresholds, in [0, 1], and the threshold that gives it.
+
+    The threshold is chosen on the truth it is judged by: it bounds what a threshold can reach and is no estimate for new scenes.
+    """
+
+    higher_is_better = True
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return `f1_max` () float64 and `f1_max_threshold` () float32 (flag `score >= threshold`)."""
+        counts = self.counts()
+        warn_if_class_is_missing(counts, "F1", ["anomalous"])
+        f1, threshold = score_curves.f1_max(counts)
+        return {"f1_max": f1, "f1_max_threshold": threshold}
+
+
+class ThresholdAtFPR(ScoreState):
+    """Find the lowest threshold that flags at most a share of the normal pixels; anomalous pixels play no part.
+
+    Args:
+        fpr: the allowed share, in (0, 1].
+        kwargs: passed to `torchmetrics.Metric`.
+    """
+
+    higher_is_better = None
+
+    def __init__(self, fpr: float = 0.01, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.fpr = _check_rate("fpr", fpr)
+
+    def compute(self) -> Tensor:
+        """Return () float32: flag `score >= threshold`."""
+        counts = self.counts()
+        warn_if_class_is_missing(counts, "The threshold", ["normal"])
+        return score_curves.threshold_at_fpr(counts, self.fpr)
+
+
+class Detectability(ScoreState):
+    """Compute the 3-D ROC family of hyperspectral detection; see `anomseg.functional.score_curves.detectability` for the formulas.
+
+    Scores are min-max normalised over all pixels the metric has seen: one map for the values that papers print.
+    """
+
+    higher_is_better = True
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return () float64 each: `auc_df`, `auc_dt`, `auc_ft`, `td`, `bs`, `tdbs`, `odp`, `snpr`."""
+        counts = self.counts()
+        warn_if_class_is_missing(counts, "Detectability")
+        return score_curves.detectability(counts)
+
+
+class ImageAUROC(ScoreState):
+    """Compute AUROC with one score for each sample: the highest pixel score, or the mean of a top share of them.
+
+    A sample is anomalous where its mask holds an anomalous pixel. Ignored pixels take no part, samples of ignored pixels alone do not
+    count. With tiles, a sample is a tile.
+
+    Args:
+        top: share of the sample's pixels that are averaged, in (0, 1]; None takes the maximum.
+        kwargs: passed to `torchmetrics.Metric`.
+    """
+
+    higher_is_better = True
+    plot_lower_bound, plot_upper_bound = 0.0, 1.0
+
+    def __init__(self, top: float | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.top = None if top is None else _check_rate("top", top)
+        # a state of its own name keeps torchmetrics from joining this metric with the pixel metrics, which hold other scores
+        self.add_state(f"image_scores_by_{'maximum' if top is None else f'top_{top}'.replace('.', '_')}", default=[], dist_reduce_fx="cat")
+
+    def update(self, score: Tensor, mask: Tensor, name: Sequence[str] | None = None) -> None:
+        """Count a batch; arguments as `ScoreState.update`."""
+        check_scores(score, mask, name)
+        check_mask(mask, name)
+        values, anomalous = [], []
+        for s, m in zip(score, mask, strict=True):
+            kept, found = select_pixels(s[None], m[None])
+            if kept.numel():
+                values.append(kept.max() if self.top is None else kept.topk(max(1, round(self.top * kept.numel()))).values.mean())
+                anomalous.append(found.numel() > 0)
+        if values:
+            of_samples = torch.stack(values)
+            self._append(of_samples, of_samples[torch.tensor(anomalous, device=of_samples.device)])
+
+    def compute(self) -> Tensor:
+        """Return () float64, NaN with a warning where all samples are normal or all are anomalous."""
+        counts = self.counts()
+        warn_if_class_is_missing(counts, "Image AUROC")
+        return score_curves.auroc(counts)

@@ -1,0 +1,134 @@
+"""Figures pooled over all scenes and for each scene, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+
+from anomseg.functional.score_histogram import ScoreCounts
+from anomseg.metrics.pixel import (
+    Detectability,
+    F1Max,
+    FPRAtTPR,
+    ImageAUROC,
+    PixelAUROC,
+    PixelAveragePrecision,
+    ThresholdAtFPR,
+)
+from anomseg.metrics.region import PerRegionOverlap
+from anomseg.metrics.score_state import ScoreState
+
+NAMED_SCENES = 32
+
+
+def pixel_metrics() -> MetricCollection:
+    """Collect the figures that are cheap enough for every validation: `auroc`, `ap`, `fpr95`."""
+    return MetricCollection({"auroc": PixelAUROC(), "ap": PixelAveragePrecision(), "fpr95": FPRAtTPR(0.95)})
+
+
+def all_metrics() -> MetricCollection:
+    """Collect all figures: those of `pixel_metrics`, best F1, the threshold at 1 % false alarms, AUPRO, image AUROC, the 3-D ROC family."""
+    figures: dict[str, Metric | MetricCollection] = {
+        "auroc": PixelAUROC(),
+        "ap": PixelAveragePrecision(),
+        "fpr95": FPRAtTPR(0.95),
+        "f1": F1Max(),
+        "threshold_at_fpr01": ThresholdAtFPR(0.01),
+        "detectability": Detectability(),
+        "aupro": PerRegionOverlap(0.3),
+        "image_auroc": ImageAUROC(),
+    }
+    return MetricCollection(figures)
+
+
+def _pixel_metric(collection: MetricCollection) -> ScoreState:
+    """Find a metric whose counts are those of all pixels, without the copies of its state that `collection["auroc"]` would make."""
+    for metric in collection.values(copy_state=False):
+        if isinstance(metric, ScoreState) and type(metric).update is ScoreState.update:
+            return metric
+    raise ValueError(f"Expected a pixel metric such as PixelAUROC in the collection, but got {list(collection.keys())}. Add one.")
+
+
+class SceneMetrics(nn.Module):
+    """Keep one collection over all scenes, and one for the scene that is being fed.
+
+    A scene's figures are computed when the next scene begins, so memory does not grow with their number. Samples of a scene must follow
+    one another, as the loaders of this library deliver them.
+
+    Args:
+        collection: the figures; it is cloned for the scenes.
+        prefix: put before every name, such as `test_`.
+    """
+
+    def __init__(self, collection: MetricCollection, prefix: str) -> None:
+        super().__init__()
+        self.pooled = collection
+        self.prefix = prefix
+        self.scene = collection.clone()
+        for metric in self.scene.values(copy_state=False):
+            metric.sync_on_compute = False
+        self._name: str | None = None
+        self._values: dict[str, dict[str, float]] = {}
+
+    def update(self, score: Tensor, mask: Tensor, names: Sequence[str] | None = None) -> None:
+        """Count a batch.
+
+        Args:
+            score: (B, H, W) raw scores.
+            mask: (B, H, W) 0 normal, 1 anomaly, 255 ignored.
+            names: the B scene names; without them only pooled figures are kept.
+        """
+        self.pooled.update(score, mask, name=names)
+        for index, name in enumerate(names or []):
+            if name != self._name:
+                self._close_scene()
+                self._name = name
+            self.scene.update(score[index : index + 1], mask[index : index + 1], name=[name])
+
+    def _close_scene(self) -> None:
+        if self._name is not None:
+            held = _pixel_metric(self.scene).counts()
+            if held.normal.sum() > 0 and held.anomalous.sum() > 0:  # a scene of one class has no curve, and is not an error here
+                self._values[self._name] = {k: float(v) for k, v in self.scene.compute().items()}
+        self.scene.reset()
+        self._name = None
+
+    def counts(self) -> ScoreCounts:
+        """Count the pooled scores of all ranks; every rank must call this."""
+        metric = _pixel_metric(self.pooled)
+        with metric.sync_context(should_sync=metric._to_sync, should_unsync=True):
+            return metric.counts()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Compute all figures; every rank must call this.
+
+        Returns:
+            `<prefix><figure>` pooled over all pixels, `<prefix><figure>_mean` averaged over the scenes that hold both classes, and
+            `<prefix><figure>/<scene>` for each of them, if they are at most 32.
+        """
+        self._close_scene()
+        values = {f"{self.prefix}{k}": v for k, v in self.pooled.compute().items()}
+        scenes = self._gathered()
+        for figure in next(iter(scenes.values()), {}):
+            of_scenes = torch.tensor([v[figure] for v in scenes.values()], dtype=torch.float64)
+            values[f"{self.prefix}{figure}_mean"] = of_scenes.mean()
+            if len(scenes) <= NAMED_SCENES:
+                values.update({f"{self.prefix}{figure}/{name}": v for name, v in zip(scenes, of_scenes, strict=True)})
+        return values
+
+    def _gathered(self) -> dict[str, dict[str, float]]:
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return dict(sorted(self._values.items()))
+        parts: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, self._values)
+        return dict(sorted((name, v) for part in parts for name, v in part.items()))
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.pooled.reset()
+        self.scene.reset()
+        self._name, self._values = None, {}
