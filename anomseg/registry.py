@@ -37,7 +37,9 @@ TABLE: tuple[Entry, ...] = (
     Entry("RX", "anomseg.methods.rx", "method", "Mahalanobis distance from the background, global or in a dual window"),
     Entry("HyperspectralDataModule", "anomseg.data.hyperspectral", "data", "cubes from MATLAB, ENVI, GeoTIFF and NumPy files"),
     Entry("SyntheticDataModule", "anomseg.data.synthetic", "data", "seeded scenes with implanted targets; needs no files"),
-    Entry("QuantileCalibration", "anomseg.calibration.quantile", "calibration", "two quantiles of the normal scores become fixed heat values"),
+    Entry(
+        "QuantileCalibration", "anomseg.calibration.quantile", "calibration", "two quantiles of the normal scores become fixed heat values"
+    ),
     Entry("RankCalibration", "anomseg.calibration.quantile", "calibration", "heat is the share of normal pixels below"),
     Entry("PixelAUROC", "anomseg.metrics.pixel", "metric", "area under the pixel ROC curve of unbounded scores"),
     Entry("PixelAveragePrecision", "anomseg.metrics.pixel", "metric", "average precision of unbounded scores"),

@@ -81,7 +81,9 @@ def check_sample(batch: Mapping[str, Any]) -> None:
     if not isinstance(image, Tensor) or not image.is_floating_point():
         raise TypeError(f"Expected batch['image'] to be a floating-point tensor, but got {_shape(image)}. Cast it with .float().")
     if image.ndim not in (4, 5):
-        raise ValueError(f"Expected batch['image'] of shape (B, C, H, W) or (B, 2, C, H, W), but got {_shape(image)}. Add the missing axes.")
+        raise ValueError(
+            f"Expected batch['image'] of shape (B, C, H, W) or (B, 2, C, H, W), but got {_shape(image)}. Add the missing axes."
+        )
     expected = (image.shape[0], *image.shape[-2:])
     for key in ("mask", "label"):
         if key not in batch:

@@ -4,7 +4,14 @@ from anomseg.report.tables import figure_table
 
 
 def test_figure_table__has_a_row_for_each_scene_their_mean_and_all_pixels():
-    figures = {"test_auroc/b": 0.5, "test_auroc/a": torch.tensor(0.25), "test_auroc_mean": 0.375, "test_auroc": 0.4, "val_auroc": 0.9, "test_ap": 0.1}
+    figures = {
+        "test_auroc/b": 0.5,
+        "test_auroc/a": torch.tensor(0.25),
+        "test_auroc_mean": 0.375,
+        "test_auroc": 0.4,
+        "val_auroc": 0.9,
+        "test_ap": 0.1,
+    }
     lines = figure_table(figures).splitlines()
     assert lines[0].split() == ["auroc", "ap"]
     assert [line.split() for line in lines[1:3]] == [["a", "0.2500"], ["b", "0.5000"]]
