@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from anomseg.data.hyperspectral import HyperspectralDataModule
     from anomseg.data.read_scene import read_scene
     from anomseg.data.synthetic import SyntheticDataModule
+    from anomseg.functional.area_rx import area_filtered_rx, fuse_scores, pca_local_rx
+    from anomseg.functional.crd import pca_collaborative_representation
     from anomseg.functional.rx import global_rx, local_rx
+    from anomseg.methods.area_rx import AreaRX, FusedRX
     from anomseg.methods.base import AnomalySegmenter
     from anomseg.methods.checkpoint import load
+    from anomseg.methods.crd import CRD
     from anomseg.methods.rx import RX
     from anomseg.metrics.pixel import (
         Detectability,
@@ -34,12 +38,15 @@ if TYPE_CHECKING:
     from anomseg.sample import IGNORE, check_sample
 
 __all__ = [  # spelled out for editors and type checkers; a test compares it with the table
+    "CRD",
     "IGNORE",
     "RX",
     "AnomalySegmenter",
+    "AreaRX",
     "Detectability",
     "F1Max",
     "FPRAtTPR",
+    "FusedRX",
     "HyperspectralDataModule",
     "ImageAUROC",
     "PerRegionOverlap",
@@ -51,10 +58,14 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "SyntheticDataModule",
     "ThresholdAtFPR",
     "__version__",
+    "area_filtered_rx",
     "check_sample",
+    "fuse_scores",
     "global_rx",
     "load",
     "local_rx",
+    "pca_collaborative_representation",
+    "pca_local_rx",
     "read_scene",
 ]
 

@@ -35,6 +35,9 @@ class Entry(NamedTuple):
 
 TABLE: tuple[Entry, ...] = (
     Entry("RX", "anomseg.methods.rx", "method", "Mahalanobis distance from the background, global or in a dual window"),
+    Entry("AreaRX", "anomseg.methods.area_rx", "method", "small bright and dark details of the whitened components"),
+    Entry("FusedRX", "anomseg.methods.area_rx", "method", "area-filtered RX fused with local RX in principal components"),
+    Entry("CRD", "anomseg.methods.crd", "method", "what remains of a pixel when its neighbours rebuild it"),
     Entry("HyperspectralDataModule", "anomseg.data.hyperspectral", "data", "cubes from MATLAB, ENVI, GeoTIFF and NumPy files"),
     Entry("SyntheticDataModule", "anomseg.data.synthetic", "data", "seeded scenes with implanted targets; needs no files"),
     Entry(
@@ -51,6 +54,10 @@ TABLE: tuple[Entry, ...] = (
     Entry("PerRegionOverlap", "anomseg.metrics.region", "metric", "AUPRO: every region counts the same"),
     Entry("global_rx", "anomseg.functional.rx", "function", "RX against the whole image"),
     Entry("local_rx", "anomseg.functional.rx", "function", "RX against a dual window"),
+    Entry("area_filtered_rx", "anomseg.functional.area_rx", "function", "RX on details smaller than an area"),
+    Entry("pca_local_rx", "anomseg.functional.area_rx", "function", "RX against a dual window in principal components"),
+    Entry("fuse_scores", "anomseg.functional.area_rx", "function", "joins maps by standard scores of their logarithms"),
+    Entry("pca_collaborative_representation", "anomseg.functional.crd", "function", "residual of collaborative representation"),
     Entry("SceneWriter", "anomseg.callbacks.scene_writer", "callback", "writes score, heat map and picture of every scene"),
     Entry("AnomalySegmenter", "anomseg.methods.base", "contract", "the base class of every method"),
     Entry("load", "anomseg.methods.checkpoint", "function", "loads any method from its checkpoint"),

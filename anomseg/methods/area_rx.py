@@ -1,0 +1,114 @@
+"""Label-free detectors with the size of targets as prior knowledge, as modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anomseg.calibration.base import Calibration
+from anomseg.functional.area_filter import area_in_pixels
+from anomseg.functional.area_rx import area_filtered_rx, fuse_scores, pca_local_rx
+from anomseg.methods.base import AnomalySegmenter
+from anomseg.sample import finite_pixels
+
+
+def _pixels(area: float, ground_sampling_distance: float | None) -> int:
+    """Give the area in pixels, and refuse one that no filter can work with."""
+    if ground_sampling_distance is not None:
+        area = area_in_pixels(area, ground_sampling_distance)
+    if area != int(area) or area < 2:
+        raise ValueError(
+            f"Expected an area of at least 2 whole pixels, but got {area}. It must exceed the largest target; "
+            "set ground_sampling_distance= to give it in square metres."
+        )
+    return int(area)
+
+
+class AreaRX(AnomalySegmenter):
+    """Score a pixel by the small bright and dark details of the whitened components: RX that knows the size of its targets.
+
+    Nothing is learnt: fitting only calibrates, and every scene is scored by its own statistics.
+
+    Args:
+        components: whitened principal components, at least 1; above the number of bands it is reduced to that.
+        area: above the area of the largest target; in pixels, or in m² with ``ground_sampling_distance``. Larger objects are not seen.
+        ground_sampling_distance: side of a pixel on the ground in metres; None takes ``area`` as pixels.
+        levels: grey levels of the area filter; None keeps all.
+        blur: standard deviation of the Gaussian over the map in pixels; 0 for none.
+        calibration: see `AnomalySegmenter`.
+
+    Source: see `anomseg.functional.area_rx`.
+    """
+
+    def __init__(
+        self,
+        components: int = 15,
+        area: float = 30,
+        ground_sampling_distance: float | None = None,
+        levels: int | None = None,
+        blur: float = 0.5,
+        calibration: Calibration | None = None,
+    ) -> None:
+        super().__init__(calibration)
+        _pixels(area, ground_sampling_distance)
+        self.components, self.area, self.ground_sampling_distance = components, area, ground_sampling_distance
+        self.levels, self.blur = levels, blur
+        self.clock = nn.Parameter(torch.zeros(1))  # Lightning counts progress, and saves checkpoints, by optimiser steps
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Do nothing: the loss is 0 because nothing is learnt."""
+        return self.clock.sum() * 0.0
+
+    def score(self, image: Tensor) -> Tensor:
+        """Score (B, C, H, W) by `area_filtered_rx`; see the base class."""
+        area = _pixels(self.area, self.ground_sampling_distance)
+        return area_filtered_rx(image, self.components, area, self.levels, self.blur)
+
+
+class FusedRX(AnomalySegmenter):
+    """Fuse `AreaRX` on a few components with local RX on more: small *and* foreign to its surroundings.
+
+    The two err in different places: the first where a scene is full of small details, the second along edges. Nothing is learnt.
+
+    Args:
+        components: whitened components of the area filter.
+        area: above the area of the largest target; in pixels, or in m² with ``ground_sampling_distance``. Larger objects are not seen.
+        ground_sampling_distance: side of a pixel on the ground in metres; None takes ``area`` as pixels.
+        local_components: whitened components of local RX.
+        inner: odd width of local RX's guard window in pixels; at least that of the largest target.
+        outer: odd width of its background window in pixels, at most the scene's shorter side.
+        ridge: >= 0; share of the scene's covariance that is added to every window's.
+        calibration: see `AnomalySegmenter`.
+
+    Source: see `anomseg.functional.area_rx`.
+    """
+
+    def __init__(
+        self,
+        components: int = 5,
+        area: float = 30,
+        ground_sampling_distance: float | None = None,
+        local_components: int = 20,
+        inner: int = 9,
+        outer: int = 21,
+        ridge: float = 1.0,
+        calibration: Calibration | None = None,
+    ) -> None:
+        super().__init__(calibration)
+        _pixels(area, ground_sampling_distance)
+        self.components, self.area, self.ground_sampling_distance = components, area, ground_sampling_distance
+        self.local_components, self.inner, self.outer, self.ridge = local_components, inner, outer, ridge
+        self.clock = nn.Parameter(torch.zeros(1))  # Lightning counts progress, and saves checkpoints, by optimiser steps
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Do nothing: the loss is 0 because nothing is learnt."""
+        return self.clock.sum() * 0.0
+
+    def score(self, image: Tensor) -> Tensor:
+        """Score (B, C, H, W) by the sum of two standard scores, 0 on average; see the base class."""
+        small = area_filtered_rx(image, self.components, _pixels(self.area, self.ground_sampling_distance))
+        local = pca_local_rx(image, self.local_components, self.inner, self.outer, self.ridge)
+        return fuse_scores((small, local), finite_pixels(image))
