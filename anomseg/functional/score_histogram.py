@@ -19,7 +19,7 @@ from torch import Tensor
 EXACT_PIXELS = 1 << 18
 GRID_CELLS = 1 << 19
 _MAX_SPLIT = 1 << 14
-_BLOCK = 1 << 20
+_BLOCK = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _mass(cell: Tensor, weight: Tensor | None, cells: int) -> Tensor:
 
 
 def grid_shift(low: int, high: int, cells: int) -> int:
-    """Give the smallest shift that maps the keys `low` to `high` onto at most `cells` dyadic cells."""
+    """Give the smallest shift that maps the keys `low` to `high` onto at most `cells` dyadic cells, of which there are at least 2."""
     shift = max(0, (high - low).bit_length() - cells.bit_length())
     while (high >> shift) - (low >> shift) >= cells:
         shift += 1
@@ -119,7 +119,7 @@ def _cell_blocks(scores: Sequence[Tensor], positive: bool, shift: int, base: int
     cell = torch.empty_like(joined, dtype=torch.int32)
     group: list[Tensor] = []
     filled = 0
-    for part in [*(view for s in scores for view in s.split(_BLOCK)), None]:
+    for part in [*(view for s in scores for view in torch.split(s, _BLOCK)), None]:
         if group and (part is None or filled + part.numel() > _BLOCK):
             block = torch.cat(group, out=joined[:filled]) if len(group) > 1 else group[0]
             key = block.view(torch.int32) if positive else score_to_key(block)  # positive floats order as their bits do

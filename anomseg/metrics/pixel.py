@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anomseg.functional import score_curves
 from anomseg.functional.score_histogram import ScoreCounts
-from anomseg.metrics.score_state import ScoreState, check_scores, select_pixels
+from anomseg.metrics.score_state import ScoreState, check_scores, one_thread, select_pixels
 from anomseg.sample import check_mask
 
 
@@ -38,12 +38,14 @@ class PixelAUROC(ScoreState):
     higher_is_better = True
     plot_lower_bound, plot_upper_bound = 0.0, 1.0
 
+    @one_thread()
     def compute(self) -> Tensor:
         """Return () float64."""
         counts = self.counts()
         warn_if_class_is_missing(counts, "AUROC")
         return score_curves.auroc(counts)
 
+    @one_thread()
     def resolution_bound(self) -> Tensor:
         """Return () float64: the largest possible distance to the exact AUROC of the counted pixels (of this rank)."""
         return score_curves.auroc_bound(self.counts())
@@ -55,6 +57,7 @@ class PixelAveragePrecision(ScoreState):
     higher_is_better = True
     plot_lower_bound, plot_upper_bound = 0.0, 1.0
 
+    @one_thread()
     def compute(self) -> Tensor:
         """Return () float64."""
         counts = self.counts()
@@ -77,6 +80,7 @@ class FPRAtTPR(ScoreState):
         super().__init__(**kwargs)
         self.tpr = _check_rate("tpr", tpr)
 
+    @one_thread()
     def compute(self) -> Tensor:
         """Return () float64, NaN where a class is missing."""
         counts = self.counts()
@@ -92,6 +96,7 @@ class F1Max(ScoreState):
 
     higher_is_better = True
 
+    @one_thread()
     def compute(self) -> dict[str, Tensor]:
         """Return `f1_max` () float64 and `f1_max_threshold` () float32 (flag `score >= threshold`)."""
         counts = self.counts()
@@ -114,6 +119,7 @@ class ThresholdAtFPR(ScoreState):
         super().__init__(**kwargs)
         self.fpr = _check_rate("fpr", fpr)
 
+    @one_thread()
     def compute(self) -> Tensor:
         """Return () float32: flag `score >= threshold`."""
         counts = self.counts()
@@ -129,6 +135,7 @@ class Detectability(ScoreState):
 
     higher_is_better = True
 
+    @one_thread()
     def compute(self) -> dict[str, Tensor]:
         """Return () float64 each: `auc_df`, `auc_dt`, `auc_ft`, `td`, `bs`, `tdbs`, `odp`, `snpr`."""
         counts = self.counts()
@@ -170,6 +177,7 @@ class ImageAUROC(ScoreState):
             of_samples = torch.stack(values)
             self._append(of_samples, of_samples[torch.tensor(anomalous, device=of_samples.device)])
 
+    @one_thread()
     def compute(self) -> Tensor:
         """Return () float64, NaN with a warning where all samples are normal or all are anomalous."""
         counts = self.counts()

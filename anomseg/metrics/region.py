@@ -10,7 +10,7 @@ from torch import Tensor
 from anomseg.functional import score_curves
 from anomseg.functional.regions import region_weights
 from anomseg.metrics.pixel import warn_if_class_is_missing
-from anomseg.metrics.score_state import ScoreState, select_pixels
+from anomseg.metrics.score_state import ScoreState, one_thread, select_pixels
 
 
 class PerRegionOverlap(ScoreState):
@@ -50,6 +50,7 @@ class PerRegionOverlap(ScoreState):
     def _forget_weights(self) -> None:
         self.region_weight = []
 
+    @one_thread()
     def compute(self) -> Tensor:
         """Return () float64 in [0, 1], NaN with a warning where a class is missing."""
         counts = self.counts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +54,11 @@ def _pixel_metric(collection: MetricCollection) -> ScoreState:
     raise ValueError(f"Expected a pixel metric such as PixelAUROC in the collection, but got {list(collection.keys())}. Add one.")
 
 
+def _nowhere() -> bool:
+    """Say that there are no other ranks."""
+    return False
+
+
 class SceneMetrics(nn.Module):
     """Keep one collection over all scenes, and one for the scene that is being fed.
 
@@ -70,7 +76,7 @@ class SceneMetrics(nn.Module):
         self.prefix = prefix
         self.scene = collection.clone()
         for metric in self.scene.values(copy_state=False):
-            metric.sync_on_compute = False
+            metric.distributed_available_fn = _nowhere  # a scene is one rank's own; `sync_on_compute` is read by the constructor alone
         self._name: str | None = None
         self._values: dict[str, dict[str, float]] = {}
 
@@ -93,7 +99,9 @@ class SceneMetrics(nn.Module):
         if self._name is not None:
             held = _pixel_metric(self.scene).counts()
             if held.normal.sum() > 0 and held.anomalous.sum() > 0:  # a scene of one class has no curve, and is not an error here
-                self._values[self._name] = {k: float(v) for k, v in self.scene.compute().items()}
+                with warnings.catch_warnings():  # image AUROC of a scene that is one sample is undefined, and no error either
+                    warnings.filterwarnings("ignore", ".*is undefined without.*")
+                    self._values[self._name] = {k: float(v) for k, v in self.scene.compute().items()}
         self.scene.reset()
         self._name = None
 
@@ -108,14 +116,17 @@ class SceneMetrics(nn.Module):
 
         Returns:
             `<prefix><figure>` pooled over all pixels, `<prefix><figure>_mean` averaged over the scenes that hold both classes, and
-            `<prefix><figure>/<scene>` for each of them, if they are at most 32.
+            `<prefix><figure>/<scene>` for each of them, if they are at most 32. A figure that no scene defines, such as image AUROC
+            of scenes that are one sample each, is pooled only.
         """
         self._close_scene()
         values = {f"{self.prefix}{k}": v for k, v in self.pooled.compute().items()}
         scenes = self._gathered()
         for figure in next(iter(scenes.values()), {}):
             of_scenes = torch.tensor([v[figure] for v in scenes.values()], dtype=torch.float64)
-            values[f"{self.prefix}{figure}_mean"] = of_scenes.mean()
+            if bool(of_scenes.isnan().all()):
+                continue
+            values[f"{self.prefix}{figure}_mean"] = of_scenes.nanmean()
             if len(scenes) <= NAMED_SCENES:
                 values.update({f"{self.prefix}{figure}/{name}": v for name, v in zip(scenes, of_scenes, strict=True)})
         return values
