@@ -35,7 +35,7 @@ def run_demo(words: Sequence[str] = ()) -> Path:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
     pl.seed_everything(options.seed, verbose=False)
-    for method, label in ((RX(), "global RX"), (RX(mode="local", inner=7, outer=25), "local RX, windows 7 and 25")):
+    for method, label in ((RX(), "global RX"), (RX(mode="local"), "local RX, windows 9 and 25")):
         data = SyntheticDataModule(kind="hyperspectral", count=3, seed=options.seed)
         with tempfile.TemporaryDirectory() as scratch:
             writer = SceneWriter(options.output / method.mode)

@@ -31,7 +31,7 @@ data = HyperspectralDataModule(folder) if folder else SyntheticDataModule("hyper
 
 # %%
 output = Path("anomseg-output")
-methods = {"global": RX(), "local": RX(mode="local", inner=5, outer=21)}
+methods = {"global": RX(), "local": RX(mode="local", inner=9, outer=25)}
 for name, method in methods.items():
     trainer = pl.Trainer(
         max_epochs=1,
@@ -63,7 +63,7 @@ print(*pictures, sep="\n")
 
 # %%
 image = next(iter(data.predict_dataloader()))["image"]
-score = local_rx(image, inner=5, outer=21)
+score = local_rx(image, inner=9, outer=25, ridge=1.0)
 heatmap = methods["local"].calibration(score)
 share = (heatmap > 0.5).float().mean()
 print(

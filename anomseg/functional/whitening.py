@@ -77,12 +77,12 @@ def whitened_components(image: Tensor, components: int, valid: Tensor | None = N
     for index, chosen in enumerate(keep):  # every image has statistics of its own
         pixels = image[index][:, chosen].T.double()
         statistics = pixel_statistics(pixels)
-        basis = _basis(covariance(statistics), count)
+        basis = whitening_basis(covariance(statistics), count)
         result[index][:, chosen] = ((pixels - statistics.mean) @ basis).T.float()
     return result
 
 
-def _basis(matrix: Tensor, count: int) -> Tensor:
+def whitening_basis(matrix: Tensor, count: int) -> Tensor:
     """Find the (C, count) matrix whose column i is v_i / √λ_i, or 0 where λ_i is nothing but rounding."""
     values, vectors = torch.linalg.eigh(matrix)
     values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]

@@ -35,6 +35,8 @@ class RX(AnomalySegmenter):
         mode: `global` compares with the whole background, `local` with a window around each pixel.
         inner: side of the guard window in pixels, odd, at least as wide as the targets; `local` only.
         outer: side of the background window in pixels, odd; `local` only.
+        ridge: share of the scene's covariance that is added to every window's, at least 0; `local` only. 0 inverts the window's own
+            covariance, which is noisy where a window holds few more pixels than there are bands.
         background: `scene` takes it from the image that is scored, `training` from the training data; `local` needs `scene`.
         calibration: see `AnomalySegmenter`.
 
@@ -44,8 +46,9 @@ class RX(AnomalySegmenter):
     def __init__(
         self,
         mode: Literal["global", "local"] = "global",
-        inner: int = 5,
-        outer: int = 21,
+        inner: int = 9,
+        outer: int = 25,
+        ridge: float = 1.0,
         background: Literal["scene", "training"] = "scene",
         calibration: Calibration | None = None,
     ) -> None:
@@ -58,7 +61,7 @@ class RX(AnomalySegmenter):
             raise ValueError(
                 "Expected background='scene' with mode='local', whose background is the window around each pixel, but got 'training'."
             )
-        self.mode, self.inner, self.outer, self.background = mode, inner, outer, background
+        self.mode, self.inner, self.outer, self.ridge, self.background = mode, inner, outer, ridge, background
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean", torch.empty(0, dtype=torch.float64))
         self.register_buffer("scatter", torch.empty(0, dtype=torch.float64))
@@ -105,7 +108,7 @@ class RX(AnomalySegmenter):
     def score(self, image: Tensor) -> Tensor:
         """Score (B, C, H, W) by squared Mahalanobis distance; see the base class."""
         if self.mode == "local":
-            return local_rx(image, self.inner, self.outer)
+            return local_rx(image, self.inner, self.outer, self.ridge)
         if self.background == "scene":
             return global_rx(image)
         if not self.mean.numel():

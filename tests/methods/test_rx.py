@@ -33,7 +33,7 @@ def scenes(**arguments):
 def test_rx__scores_as_its_functions():
     image = torch.rand(2, 4, 30, 30)
     assert torch.equal(RX().score(image), global_rx(image))
-    assert torch.equal(RX("local", 3, 9).score(image), local_rx(image, 3, 9))
+    assert torch.equal(RX("local", 3, 9, ridge=0.5).score(image), local_rx(image, 3, 9, 0.5))
 
 
 def test_rx__with_training_background_scores_against_all_training_pixels(tmp_path):
