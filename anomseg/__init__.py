@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from anomseg.methods.base import AnomalySegmenter
     from anomseg.methods.checkpoint import load
     from anomseg.methods.crd import CRD
+    from anomseg.methods.direct import DirectDetection
     from anomseg.methods.rx import RX
     from anomseg.metrics.pixel import (
         Detectability,
@@ -44,6 +45,7 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "AnomalySegmenter",
     "AreaRX",
     "Detectability",
+    "DirectDetection",
     "F1Max",
     "FPRAtTPR",
     "FusedRX",

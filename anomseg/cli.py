@@ -134,6 +134,7 @@ def run(words: Sequence[str]) -> CommandLine:
         ".*smaller than the logging interval.*",
         ".*The dirpath has changed from.*",  # evaluating a checkpoint of another run is what `test` and `predict` are for
         ".*exists and is not empty.*",
+        "Image AUROC is undefined.*",  # a folder of scenes has no normal image
     ):
         warnings.filterwarnings("ignore", noise)
     try:

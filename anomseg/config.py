@@ -30,7 +30,11 @@ def arguments_of(obj: object) -> dict[str, Any]:
 
 
 def describe(value: Any, where: str = "value") -> Any:
-    """Turn a value into plain data: numbers, strings, lists, dicts, and {class_path, init_args} for objects of this library."""
+    """Turn a value into plain data.
+
+    Numbers and strings stay, containers become lists and dicts, a dataclass of this library becomes a dict of its fields (the command line
+    takes it in this form), any other object of this library {class_path, init_args}.
+    """
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, Path):
@@ -40,6 +44,8 @@ def describe(value: Any, where: str = "value") -> Any:
     if isinstance(value, Mapping):
         return {str(k): describe(v, where) for k, v in value.items()}
     cls = type(value)
+    if dataclasses.is_dataclass(cls) and cls.__module__.split(".")[0] == "anomseg":
+        return {f.name: describe(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value) if f.init}
     if cls.__module__.split(".")[0] == "anomseg":
         return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments_of(value)}
     raise TypeError(
@@ -48,14 +54,20 @@ def describe(value: Any, where: str = "value") -> Any:
     )
 
 
-def build(value: Any) -> Any:
-    """Build what `describe` described; plain data pass unchanged.
+def build(value: Any, dataclass: type | None = None) -> Any:
+    """Build what `describe` described; plain data and finished objects pass unchanged.
+
+    Args:
+        value: plain data or an object.
+        dataclass: the class that a dict of fields stands for.
 
     Raises:
         ValueError: a class path lies outside this library.
     """
     if isinstance(value, Mapping) and "class_path" in value:
         return locate(value["class_path"])(**{k: build(v) for k, v in (value.get("init_args") or {}).items()})
+    if isinstance(value, Mapping) and dataclass is not None:
+        return dataclass(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
     return [build(v) for v in value] if isinstance(value, list) else value
 
 

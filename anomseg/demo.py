@@ -34,6 +34,7 @@ def run_demo(words: Sequence[str] = ()) -> Path:
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
+    warnings.filterwarnings("ignore", "Image AUROC is undefined.*")  # every scene holds targets
     pl.seed_everything(options.seed, verbose=False)
     for method, label in ((RX(), "global RX"), (RX(mode="local"), "local RX, windows 9 and 25")):
         data = SyntheticDataModule(kind="hyperspectral", count=3, seed=options.seed)

@@ -44,7 +44,9 @@ def finite_pixels(image: Tensor) -> Tensor:
     Returns:
         (B, H, W) bool, True where there is data.
     """
-    return torch.isfinite(image).flatten(1, -3).all(dim=1)
+    bands = image.flatten(1, -3)
+    summed = torch.isfinite(bands.sum(dim=1))  # a finite sum has finite terms: one pass instead of five where nothing is missing
+    return summed if bool(summed.all()) else torch.isfinite(bands).all(dim=1)
 
 
 def fill_nodata(image: Tensor) -> tuple[Tensor, Tensor]:

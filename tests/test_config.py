@@ -17,7 +17,8 @@ def test_describe__and_build_are_inverse():
 
 def test_describe__reads_frozen_dataclasses_and_containers():
     described = describe([Optimisation(lr=0.5), {"a": (1, None)}])
-    assert build(described[0]) == Optimisation(lr=0.5)
+    assert described[0]["lr"] == 0.5
+    assert build(described[0], Optimisation) == Optimisation(lr=0.5)
     assert described[1] == {"a": [1, None]}
 
 

@@ -105,7 +105,7 @@ WITH_CODE = [path for path in SOURCES if holds_code(path)]
 @pytest.mark.parametrize("path", WITH_CODE, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_source__has_a_test_beside_it(path):
     relative = path.relative_to(PACKAGE)
-    twin = ROOT / "tests" / relative.parent / f"test_{relative.name.strip('_')}"
+    twin = ROOT / "tests" / relative.parent / f"test_{relative.stem.strip('_')}.py"
     assert twin.is_file(), f"{relative} has no {twin.relative_to(ROOT)}"
 
 

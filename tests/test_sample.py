@@ -50,6 +50,12 @@ def test_finite_pixels__needs_every_band_and_date():
     assert finite_pixels(image).tolist() == [[[True, False], [True, False]]]
 
 
+def test_finite_pixels__is_not_fooled_by_a_sum_that_overflows():
+    image = torch.full((1, 3, 2, 2), 3e38)
+    image[0, :, 0, 0] = torch.tensor([torch.inf, -torch.inf, 0.0])
+    assert finite_pixels(image).tolist() == [[[False, True], [True, True]]]
+
+
 def test_fill_nodata__puts_the_band_mean_where_there_is_no_data():
     image = torch.tensor([[[[1.0, torch.nan], [3.0, 5.0]], [[2.0, 2.0], [4.0, 6.0]]]])
     filled, valid = fill_nodata(image)

@@ -67,6 +67,20 @@ def area_closing(plane: Tensor, area: int, levels: int | None = None) -> Tensor:
     return -area_opening(-plane, area, levels)
 
 
+def area_details(plane: Tensor, area: int, levels: int | None = None) -> Tensor:
+    """Keep what covers fewer pixels than an area: top-hat of small bright details minus bottom-hat of small dark ones.
+
+    Args:
+        plane: (H, W) or (B, H, W), as for `area_opening`.
+        area: pixels, at least 1.
+        levels: grey levels; None for all.
+
+    Returns:
+        As ``plane``: (z - γ(z)) - (φ(z) - z), positive on small bright details, negative on small dark ones, 0 elsewhere.
+    """
+    return 2 * plane - area_opening(plane, area, levels) - area_closing(plane, area, levels)
+
+
 def area_in_pixels(square_metres: float, ground_sampling_distance: float) -> int:
     """Convert an area on the ground to the pixels that cover it, ``ceil(square_metres / ground_sampling_distance²)``.
 

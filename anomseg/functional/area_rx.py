@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from anomseg.functional.area_filter import area_closing, area_opening
+from anomseg.functional.area_filter import area_details
 from anomseg.functional.rx import local_rx
 from anomseg.functional.whitening import usable_pixels, whitened_components
 
@@ -64,7 +64,7 @@ def area_filtered_rx(
     score = torch.zeros(keep.shape, dtype=torch.float32, device=image.device)
     for index, chosen in enumerate(keep):
         plane = planes[index]
-        detail = 2 * plane - area_opening(plane, area, levels) - area_closing(plane, area, levels)
+        detail = area_details(plane, area, levels)
         values = detail[:, chosen].double()
         deviation = values.std(dim=1, keepdim=True)
         score[index, chosen] = (values / torch.where(deviation > 0, deviation, torch.inf)).square().sum(0).sqrt().float()

@@ -48,14 +48,15 @@ def pixel_statistics(pixels: Tensor) -> BackgroundStatistics:
     """
     if pixels.ndim != 2:
         raise ValueError(f"Expected pixels of shape (N, C), but got {tuple(pixels.shape)}. Flatten with x.movedim(1, -1).flatten(0, -2).")
-    values = pixels.double()
+    values = pixels.to(torch.float64, copy=True)  # changed in place below: fresh memory costs more than the arithmetic
     count = values.new_tensor(float(len(values)))
     if len(values) == 0:
         return BackgroundStatistics(count, values.sum(0), values.T @ values)
     # The first pixel serves as origin, which makes the scatter of a constant band exactly zero.
-    shift = (values - values[0]).mean(dim=0)
-    deviation = values - values[0] - shift
-    return BackgroundStatistics(count, values[0] + shift, deviation.T @ deviation)
+    origin = values[0].clone()
+    shift = values.sub_(origin).mean(dim=0)
+    deviation = values.sub_(shift)
+    return BackgroundStatistics(count, origin + shift, deviation.T @ deviation)
 
 
 def merge_statistics(a: BackgroundStatistics, b: BackgroundStatistics) -> BackgroundStatistics:

@@ -36,7 +36,7 @@ class AnomalySegmenter(pl.LightningModule, ABC):
     def __init__(self, calibration: Calibration | None = None, optimisation: Optimisation | None = None) -> None:
         super().__init__()
         self.calibration: Calibration = build(calibration) or QuantileCalibration()
-        self.optimisation: Optimisation = build(optimisation) or Optimisation()
+        self.optimisation: Optimisation = build(optimisation, Optimisation) or Optimisation()
         self.validation_metrics = SceneMetrics(pixel_metrics(), "val_")
         self.test_metrics = SceneMetrics(all_metrics(), "test_")
 
