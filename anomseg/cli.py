@@ -151,7 +151,8 @@ def run(words: Sequence[str]) -> CommandLine:
             },
             args=model_from_checkpoint(expand_short_names(words)),
         )
-    except (*USER_ERRORS, FileNotFoundError) as error:
-        if os.environ.get("ANOMSEG_TRACEBACK"):
+    except (*USER_ERRORS, FileNotFoundError, ValueError) as error:
+        ours = not isinstance(error, ValueError) or str(error).startswith("Expected ")  # as every message of this library begins
+        if os.environ.get("ANOMSEG_TRACEBACK") or not ours:
             raise
         raise SystemExit(f"anomseg: {error}") from error

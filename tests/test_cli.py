@@ -101,6 +101,7 @@ def test_cli__reads_hyperspectral_files_by_short_name(tmp_path, monkeypatch):
         (["predict", "--ckpt_path", "none.ckpt", "--data", "Synthetic"], "none.ckpt"),
         (["fit", "--model", "RX", "--data", "Hyperspectral", "--data.root", "nowhere", *QUIET], "nowhere"),
         (["predict", "--model", "RX", "--data", "Synthetic", *SMALL, *QUIET], "trainer.fit"),
+        (["fit", "--model", "RX", "--data", "Synthetic", *SMALL[:2], "--data.size", "[8,8]", *QUIET], "32"),
     ],
 )
 def test_cli__ends_with_one_line_about_a_mistake(tmp_path, monkeypatch, words, text):

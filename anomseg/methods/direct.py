@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -21,9 +21,11 @@ from anomseg.functional.ranking import hinge, logistic, pairwise_auroc_loss, sig
 from anomseg.functional.rx import global_rx
 from anomseg.functional.score_curves import auroc
 from anomseg.functional.score_histogram import count_scores
+from anomseg.functional.side_loss import side_loss
 from anomseg.functional.simulation import AnomalySimulation, WhitenedScene
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.nets.context_net import ContextNet, Norm, lift, lifted_channels
+from anomseg.nets.deviation_unet import DeviationUNet, tdd_layout, uniadrs_layout
 from anomseg.sample import ANOMALY, IGNORE, NORMAL
 
 SURROGATES = {"hinge": hinge, "logistic": logistic, "sigmoid": sigmoid}
@@ -45,7 +47,9 @@ class DirectTraining:
         steps: optimiser steps for each of them, on four random crops each.
         crop: side of a crop in pixels; smaller scenes are taken whole.
         lr: peak learning rate of AdamW, falling to 0 by a cosine.
-        norm: normalisation inside the net.
+        net: the small `ContextNet`, or the layout of a paper (`tdd`, `uniadrs`) on the same features, with its side outputs.
+        width: share of the paper's channels, above 0; 1 is made for a GPU.
+        norm: normalisation inside the small net.
         rounds: rounds of self-training after the first: the map becomes the teacher of a student with dropout and stochastic depth.
     """
 
@@ -59,6 +63,8 @@ class DirectTraining:
     steps: int = 5
     crop: int = 40
     lr: float = 3e-3
+    net: Literal["context", "tdd", "uniadrs"] = "context"
+    width: float = 0.125
     norm: Norm = "none"
     rounds: int = 0
 
@@ -194,7 +200,7 @@ def teach(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         channels = lifted_channels(len(lesson.scene.z))
-        net = ContextNet(channels, norm=recipe.norm, dropout=0.2 * student, depth_drop=0.2 * student).to(device)
+        net = _net(channels, recipe, 0.2 if student else 0.0).to(device)
         optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.implants * recipe.steps)
         total, snapshots = torch.zeros(lesson.label.shape), 0
@@ -203,7 +209,7 @@ def teach(
             net.train()
             for _ in range(recipe.steps):
                 crops, truth = _crops(features, label, recipe.crop, generator)
-                loss = _loss(net(crops.to(device)), truth.to(device), recipe, generator)
+                loss = _loss(_outputs(net, crops.to(device)), truth.to(device), recipe, generator)
                 optimiser.zero_grad()
                 torch.autograd.backward(loss)
                 optimiser.step()
@@ -215,10 +221,26 @@ def teach(
     return total / snapshots
 
 
-def _loss(logit: Tensor, label: Tensor, recipe: DirectTraining, generator: torch.Generator) -> Tensor:
+def _net(channels: int, recipe: DirectTraining, drop: float) -> nn.Module:
+    if recipe.net == "context":
+        return ContextNet(channels, norm=recipe.norm, dropout=drop, depth_drop=drop)
+    layout = tdd_layout() if recipe.net == "tdd" else uniadrs_layout()
+    return DeviationUNet(channels, replace(layout, dropout=drop, stochastic_depth=drop), recipe.width)
+
+
+def _outputs(net: nn.Module, features: Tensor) -> list[Tensor]:
+    """Give logits (B, 1, h, w), finest first; one output of the small net, six of a paper's."""
+    given = net(features)
+    return given if isinstance(given, list) else [given[:, None]]
+
+
+def _loss(outputs: list[Tensor], label: Tensor, recipe: DirectTraining, generator: torch.Generator) -> Tensor:
+    logit = outputs[0][:, 0]
     loss = logit.sum() * 0.0
     counted = label != IGNORE
-    if recipe.losses != "ranking" and bool(counted.any()):
+    if recipe.losses != "ranking" and len(outputs) > 1:
+        loss = loss + side_loss(outputs, label, 1.0, recipe.negative_weight)
+    elif recipe.losses != "ranking" and bool(counted.any()):
         target, weight = (label == ANOMALY).float(), torch.where(label == ANOMALY, 1.0, recipe.negative_weight) * counted
         entropy = functional.binary_cross_entropy_with_logits(logit, target, weight, reduction="sum")
         loss = loss + entropy / weight.sum()
@@ -251,7 +273,7 @@ def _flipped_mean(net: nn.Module, features: Tensor) -> Tensor:
     for turns in range(4):
         for flip in (False, True):
             view = features.rot90(turns, (-2, -1))
-            logit = net((view.flip(-1) if flip else view)[None])[0]
+            logit = _outputs(net, (view.flip(-1) if flip else view)[None])[0][0, 0]
             total += (logit.flip(-1) if flip else logit).rot90(-turns, (-2, -1))
     return total / 8
 

@@ -305,6 +305,7 @@ def _histogram(axis: Axes, normal: Tensor, anomalous: Tensor) -> None:
     if both.numel():
         axis.set_yscale("log")
         axis.set_ylim(bottom=0.7)
+    axis.locator_params(axis="x", nbins=5)  # long numbers must not run into each other
     axis.set_xlabel("raw score", fontsize=8)
     axis.set_ylabel("pixels", fontsize=8)
     axis.tick_params(labelsize=7)

@@ -88,6 +88,13 @@ def test_direct__runs_with_every_choice(recipe, teacher):
     assert score.std() > 0
 
 
+@pytest.mark.parametrize("net", ["tdd", "uniadrs"])
+def test_direct__takes_the_layouts_of_the_papers(net):
+    score = quick(recipe={"net": net, "width": 0.05, "implants": 2, "steps": 2, "rounds": 1}).score(scene()[0])
+    assert torch.isfinite(score).all()
+    assert score.std() > 0
+
+
 @pytest.mark.parametrize("teacher", ["area", "global"])
 def test_direct__takes_other_teachers(teacher):
     assert torch.isfinite(quick(recipe={"teacher": teacher}).score(scene()[0])).all()
