@@ -14,6 +14,7 @@ from anomseg.version import __version__
 if TYPE_CHECKING:
     from anomseg.calibration.quantile import QuantileCalibration, RankCalibration
     from anomseg.callbacks.scene_writer import SceneWriter
+    from anomseg.checkpoint import load
     from anomseg.data.hyperspectral import HyperspectralDataModule
     from anomseg.data.read_scene import read_scene
     from anomseg.data.synthetic import SyntheticDataModule
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from anomseg.functional.rx import global_rx, local_rx
     from anomseg.methods.area_rx import AreaRX, FusedRX
     from anomseg.methods.base import AnomalySegmenter
-    from anomseg.methods.checkpoint import load
     from anomseg.methods.crd import CRD
     from anomseg.methods.direct import DirectDetection
     from anomseg.methods.rx import RX

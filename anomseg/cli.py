@@ -7,13 +7,14 @@ import os
 import warnings
 from collections.abc import Sequence
 
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from anomseg.callbacks.scene_writer import SceneWriter
+from anomseg.checkpoint import read_checkpoint
 from anomseg.data.scene_datamodule import SceneDataModule
 from anomseg.errors import USER_ERRORS, CheckpointError
 from anomseg.methods.base import AnomalySegmenter
-from anomseg.methods.checkpoint import read_checkpoint
 from anomseg.registry import Kind, class_path
 from anomseg.report.tables import figure_table
 from anomseg.version import __version__
@@ -84,14 +85,19 @@ class CommandLine(LightningCLI):
 
     def before_predict(self) -> None:
         """Write scenes unless the configuration names a writer of its own."""
-        if not any(isinstance(callback, SceneWriter) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
-            self.trainer.callbacks.append(SceneWriter(self.config.predict.output))  # type: ignore[attr-defined]
+        callbacks = self._callbacks()
+        if not any(isinstance(callback, SceneWriter) for callback in callbacks):
+            callbacks.append(SceneWriter(self.config.predict.output))
 
     def after_predict(self) -> None:
         """Say what was written."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in self._callbacks():
             if isinstance(callback, SceneWriter):
                 print(f"wrote {len(callback.written)} files to {callback.folder}")
+
+    def _callbacks(self) -> list[Callback]:
+        callbacks: list[Callback] = vars(self.trainer)["callbacks"]  # Lightning sets the attribute without declaring it
+        return callbacks
 
     def after_fit(self) -> None:
         """Say where the checkpoint is."""

@@ -61,7 +61,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("pca_collaborative_representation", "anomseg.functional.crd", "function", "residual of collaborative representation"),
     Entry("SceneWriter", "anomseg.callbacks.scene_writer", "callback", "writes score, heat map and picture of every scene"),
     Entry("AnomalySegmenter", "anomseg.methods.base", "contract", "the base class of every method"),
-    Entry("load", "anomseg.methods.checkpoint", "function", "loads any method from its checkpoint"),
+    Entry("load", "anomseg.checkpoint", "function", "loads any method from its checkpoint"),
     Entry("IGNORE", "anomseg.sample", "contract", "the mask value of void pixels, 255"),
     Entry("check_sample", "anomseg.sample", "contract", "checks a batch against the contract"),
     Entry("read_scene", "anomseg.data.read_scene", "function", "reads one scene from a file"),

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from anomseg.callbacks.scene_writer import SceneWriter
+from anomseg.checkpoint import load
 from anomseg.data.synthetic import SyntheticDataModule
-from anomseg.methods.checkpoint import load
 
 PAGE = Path(__file__).parents[1] / "docs" / "add_a_method.md"
 

@@ -3,7 +3,7 @@ import torch
 
 from anomseg.calibration.quantile import QuantileCalibration, RankCalibration
 from anomseg.config import arguments_of, build, describe, locate
-from anomseg.methods.optimisation import Optimisation
+from anomseg.optimisation import Optimisation
 
 
 def test_describe__and_build_are_inverse():

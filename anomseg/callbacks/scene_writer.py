@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from anomseg.data.raster_io import write_geotiff
 from anomseg.functional.windows import taper
+from anomseg.methods.base import AnomalySegmenter
 from anomseg.report.pictures import save_panel
 from anomseg.sample import ANOMALY, finite_pixels
 
@@ -85,7 +86,7 @@ class SceneWriter(BasePredictionWriter):
             )
         score = scene.total / scene.weight
         with torch.no_grad():
-            heatmap = pl_module.calibration(score.to(pl_module.device)).cpu()  # type: ignore[operator]  # every AnomalySegmenter has it
+            heatmap = cast(AnomalySegmenter, pl_module).calibration(score.to(pl_module.device)).cpu()
         nodata = ~finite_pixels(scene.image[None])[0]
         for what, plane in (("score", score), ("heatmap", heatmap)):
             self.written.append(self._write(f"{scene.name}_{what}", plane.masked_fill(nodata, torch.nan), scene.place))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +32,7 @@ class _SceneFacts:
     has_truth: bool
 
 
-class SceneDataModule(L.LightningDataModule):
+class SceneDataModule(L.LightningDataModule, ABC):
     """Read, check, split and serve scenes; a subclass says which.
 
     Every scene serves every stage, because anomaly detection in a scene is learned from that very scene without its truth:
@@ -103,7 +103,6 @@ class SceneDataModule(L.LightningDataModule):
         Returns:
             Loaders without arguments, picklable, that return a ``Scene`` each.
         """
-        raise NotImplementedError
 
     @final
     def setup(self, stage: str | None = None) -> None:

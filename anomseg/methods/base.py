@@ -15,8 +15,8 @@ from anomseg.calibration.base import Calibration
 from anomseg.calibration.quantile import QuantileCalibration
 from anomseg.config import arguments_of, build
 from anomseg.errors import NotFittedError
-from anomseg.methods.optimisation import Optimisation
 from anomseg.metrics.scene_metrics import SceneMetrics, all_metrics, pixel_metrics
+from anomseg.optimisation import Optimisation
 from anomseg.sample import IGNORE, check_sample, finite_pixels
 from anomseg.version import __version__
 

@@ -195,7 +195,7 @@ def _picture_bands(count: int, wavelength: Sequence[float] | None) -> tuple[int,
     if wavelength is None:
         order = [2, 1, 0] if count == 3 else list(range(count))
     else:
-        nearest = [min(range(count), key=lambda band, c=colour: abs(wavelength[band] - c)) for colour in _VISIBLE]  # type: ignore[misc]
+        nearest = [min((abs(centre - colour), band) for band, centre in enumerate(wavelength))[1] for colour in _VISIBLE]
         if all(abs(wavelength[band] - colour) <= _REACH for band, colour in zip(nearest, _VISIBLE, strict=True)):
             return nearest[0], nearest[1], nearest[2]
         order = sorted(range(count), key=lambda band: wavelength[band])

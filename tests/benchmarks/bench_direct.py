@@ -71,7 +71,7 @@ def varied(image: Tensor, variant: str) -> Tensor:
     if variant == "20 dB":
         power = image.square().mean((2, 3), keepdim=True)
         return image + torch.randn(image.shape, generator=generator) * (power / 100).sqrt()
-    return image.flip(-1) if variant == "flipped" else image
+    return image
 
 
 def measured(score: Tensor, mask: Tensor) -> float:
@@ -105,6 +105,8 @@ def main() -> None:
     paths = [p for p in find_scenes(str(Path(os.environ["ANOMSEG_DATA"]) / "hyperspectral" / "*.mat"))]
     held = [read_scene(path) for path in paths]
     scenes = [(varied(scene.image[None], options.variant), scene.mask[None]) for scene in held]
+    if options.variant == "flipped":
+        scenes = [(image.flip(-1), mask.flip(-1)) for image, mask in scenes]
     print(" ".join(scene.name for scene in held), options.variant)
     classical = [fusion(image) for image, _ in scenes]
     for arm in options.arms:

@@ -1,6 +1,5 @@
 import sys
 
-import h5py
 import numpy as np
 import pytest
 from scipy.io import savemat
@@ -13,6 +12,7 @@ TRUTH = (np.arange(20).reshape(4, 5) > 17).astype(np.uint8)
 
 
 def save_v73(path, **arrays):
+    h5py = pytest.importorskip("h5py")
     with h5py.File(path, "w", userblock_size=512) as file:
         for key, array in arrays.items():
             file[key] = array.T

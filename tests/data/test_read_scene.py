@@ -3,7 +3,6 @@ import os
 import warnings
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import rasterio
@@ -42,6 +41,7 @@ def test_read_scene__reads_matlab_v5(tmp_path):
 
 
 def test_read_scene__reads_matlab_v73_with_reversed_axes(tmp_path):
+    h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "one.mat", "w", userblock_size=512) as file:
         file["image"], file["mask"] = CUBE.T, TRUTH.T
     scene = read_scene(tmp_path / "one.mat")

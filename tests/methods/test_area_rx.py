@@ -2,10 +2,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from anomseg.checkpoint import load
 from anomseg.data.synthetic import SyntheticDataModule
 from anomseg.functional.area_rx import area_filtered_rx, fuse_scores, pca_local_rx
 from anomseg.methods.area_rx import AreaRX, FusedRX
-from anomseg.methods.checkpoint import load
 
 BOTH = pytest.mark.parametrize("method", [AreaRX, FusedRX])
 

@@ -4,10 +4,10 @@ import torch
 from torch import nn
 
 from anomseg.calibration.quantile import RankCalibration
+from anomseg.checkpoint import load
 from anomseg.config import arguments_of
 from anomseg.errors import NotFittedError
 from anomseg.methods.base import AnomalySegmenter
-from anomseg.methods.checkpoint import load
 from anomseg.sample import IGNORE, collate, fill_nodata
 
 

@@ -2,9 +2,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from anomseg.checkpoint import load
 from anomseg.data.synthetic import SyntheticDataModule
 from anomseg.functional.crd import pca_collaborative_representation
-from anomseg.methods.checkpoint import load
 from anomseg.methods.crd import CRD
 
 

@@ -2,9 +2,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from anomseg.checkpoint import load
 from anomseg.data.synthetic import SyntheticDataModule
 from anomseg.data.synthetic_scenes import synthetic_scene
-from anomseg.methods.checkpoint import load
 from anomseg.methods.direct import DirectDetection, DirectTraining, checked_map
 from anomseg.metrics.pixel import PixelAUROC
 

@@ -2,11 +2,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from anomseg.checkpoint import load
 from anomseg.data.hyperspectral import HyperspectralDataModule
 from anomseg.data.synthetic import SyntheticDataModule
 from anomseg.errors import NotFittedError
 from anomseg.functional.rx import global_rx, local_rx
-from anomseg.methods.checkpoint import load
 from anomseg.methods.rx import RX
 
 TABLE = {

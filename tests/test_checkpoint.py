@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from anomseg.checkpoint import load, read_checkpoint
 from anomseg.errors import CheckpointError
-from anomseg.methods.checkpoint import load, read_checkpoint
 
 
 class Payload:

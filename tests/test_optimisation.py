@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from anomseg.methods.optimisation import Optimisation
+from anomseg.optimisation import Optimisation
 
 
 def test_factor__rises_in_the_warm_up_and_ends_at_zero():
