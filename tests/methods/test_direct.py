@@ -8,7 +8,7 @@ from anomseg.data.synthetic_scenes import synthetic_scene
 from anomseg.methods.direct import DirectDetection, DirectTraining, checked_map
 from anomseg.metrics.pixel import PixelAUROC
 
-QUICK = DirectTraining(implants=6, steps=3, crop=24)
+QUICK = DirectTraining(nets=1, implants=6, steps=3, crop=24)
 
 
 def scene(seed=0, kind="multispectral", size=(40, 44)):
@@ -39,7 +39,7 @@ def test_direct__is_finite_and_depends_on_scene_and_seed_alone():
 
 def test_direct__finds_targets_of_a_synthetic_scene():
     image, mask = scene(size=(64, 64))
-    method = DirectDetection(recipe=DirectTraining(implants=20))
+    method = DirectDetection(recipe=DirectTraining(nets=1, implants=20))
     assert measured(method.score(image), mask) > 0.8
 
 
