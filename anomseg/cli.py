@@ -15,7 +15,7 @@ from anomseg.checkpoint import read_checkpoint
 from anomseg.data.scene_datamodule import SceneDataModule
 from anomseg.errors import USER_ERRORS, CheckpointError
 from anomseg.methods.base import AnomalySegmenter
-from anomseg.registry import Kind, class_path
+from anomseg.registry import TABLE, Kind, class_path
 from anomseg.report.tables import figure_table
 from anomseg.version import __version__
 
@@ -24,18 +24,33 @@ KINDS: dict[str, Kind] = {"--model": "method", "--data": "data"}
 
 
 def expand_short_names(words: Sequence[str]) -> list[str]:
-    """Turn `--model RX` and `--data=Hyperspectral` into class paths; other words pass unchanged."""
+    """Turn `--model RX` and `--data=Hyperspectral` into class paths; other words pass unchanged.
+
+    Raises:
+        ValueError: a name is neither in the table nor a path.
+    """
     expanded, option = [], ""
     for word in words:
         key, equals, value = word.partition("=")
         if equals and key in KINDS:
-            expanded.append(f"{key}={class_path(value, KINDS[key]) or value}")
+            expanded.append(f"{key}={_class_path(key, value)}")
         elif option in KINDS:
-            expanded.append(class_path(word, KINDS[option]) or word)
+            expanded.append(_class_path(option, word))
         else:
             expanded.append(word)
         option = word
     return expanded
+
+
+def _class_path(option: str, name: str) -> str:
+    """Find the class path behind a short name; paths and JSON pass unchanged."""
+    if "." in name or "{" in name:
+        return name
+    found = class_path(name, KINDS[option])
+    if found is None:
+        known = ", ".join(entry.short_name for entry in TABLE if entry.kind == KINDS[option])
+        raise ValueError(f"Expected {option} to be one of {known}, or a class path, but got '{name}'. See `anomseg list`.")
+    return found
 
 
 def _value_of(option: str, words: Sequence[str]) -> str | None:

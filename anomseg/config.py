@@ -11,7 +11,10 @@ import importlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 PLAIN = (str, int, float, bool, type(None))
 
@@ -87,3 +90,17 @@ def locate(class_path: str) -> Any:
     if not (inspect.isclass(found) and (dataclasses.is_dataclass(found) or found.__module__ == module)):
         raise ValueError(f"Expected '{class_path}' to be a class of anomseg, but got {found!r}.")
     return found
+
+
+def size_empty_buffers(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give buffers that are empty before fitting the size that they have in a saved state, so that it can be loaded.
+
+    Args:
+        module: the module, changed in place; buffers that already hold something are left alone.
+        state: a state dict of the same module after fitting.
+    """
+    for name, buffer in list(module.named_buffers()):
+        saved = state.get(name)
+        if saved is not None and not buffer.numel() and saved.numel():
+            owner, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(owner), attribute, saved.new_empty(saved.shape, device=buffer.device))

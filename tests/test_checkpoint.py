@@ -14,7 +14,7 @@ def test_load__says_when_there_is_no_file(tmp_path):
         load(tmp_path / "none.ckpt")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off", b"root:x:0:0:root:/root:/bin/bash\n"])
 def test_load__says_when_the_file_is_broken(tmp_path, content):
     path = tmp_path / "broken.ckpt"
     path.write_bytes(content)

@@ -98,6 +98,7 @@ def test_cli__reads_hyperspectral_files_by_short_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
+        (["fit", "--model", "Nope", "--data", "Synthetic"], "RX, AreaRX"),
         (["predict", "--ckpt_path", "none.ckpt", "--data", "Synthetic"], "none.ckpt"),
         (["fit", "--model", "RX", "--data", "Hyperspectral", "--data.root", "nowhere", *QUIET], "nowhere"),
         (["predict", "--model", "RX", "--data", "Synthetic", *SMALL, *QUIET], "trainer.fit"),

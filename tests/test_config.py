@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from anomseg.calibration.quantile import QuantileCalibration, RankCalibration
-from anomseg.config import arguments_of, build, describe, locate
+from anomseg.config import arguments_of, build, describe, locate, size_empty_buffers
 from anomseg.optimisation import Optimisation
 
 
@@ -43,3 +43,14 @@ def test_build__leaves_plain_data_alone():
     assert build(3) == 3
     assert build({"a": 1}) == {"a": 1}
     assert isinstance(build(describe(RankCalibration(16))), RankCalibration)
+
+
+def test_size_empty_buffers__touches_only_what_is_empty():
+    module = torch.nn.Module()
+    module.inner = torch.nn.Module()
+    module.inner.register_buffer("mean", torch.empty(0, dtype=torch.float64))
+    module.register_buffer("count", torch.ones(2))
+    size_empty_buffers(module, {"inner.mean": torch.rand(3, 4, dtype=torch.float64), "count": torch.rand(5)})
+    assert module.inner.mean.shape == (3, 4)
+    assert module.inner.mean.dtype == torch.float64
+    assert module.count.tolist() == [1, 1]

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 Window = tuple[int, int, int, int]
 """(row, column, height, width) in pixels."""
@@ -55,6 +56,25 @@ def tile_windows(size: tuple[int, int], tile: int, overlap: int = 0) -> list[Win
     rows = tile_origins(height, tile, tile - overlap)
     columns = tile_origins(width, tile, tile - overlap)
     return [(row, column, min(tile, height), min(tile, width)) for row in rows for column in columns]
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Pad an image at its lower and right border until both sides are multiples of a number.
+
+    Args:
+        image: (..., C, H, W).
+        multiple: at least 1.
+
+    Returns:
+        (..., C, H', W'), mirrored without repeating the border, or repeating it where the image is too small to mirror.
+    """
+    height, width = image.shape[-2:]
+    down, right = -height % multiple, -width % multiple
+    if not (down or right):
+        return image
+    mode = "reflect" if down < height and right < width else "replicate"
+    flat = functional.pad(image.flatten(1, -3), (0, right, 0, down), mode=mode)
+    return flat.reshape(*image.shape[:-2], *flat.shape[-2:])
 
 
 def taper(height: int, width: int, overlap: int, floor: float = 1e-3) -> Tensor:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anomseg.calibration.base import Calibration
 from anomseg.functional.area_filter import area_in_pixels
@@ -43,6 +39,8 @@ class AreaRX(AnomalySegmenter):
     Source: see `anomseg.functional.area_rx`.
     """
 
+    learns = False
+
     def __init__(
         self,
         components: int = 15,
@@ -56,11 +54,6 @@ class AreaRX(AnomalySegmenter):
         _pixels(area, ground_sampling_distance)
         self.components, self.area, self.ground_sampling_distance = components, area, ground_sampling_distance
         self.levels, self.blur = levels, blur
-        self.clock = nn.Parameter(torch.zeros(1))  # Lightning counts progress, and saves checkpoints, by optimiser steps
-
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Do nothing: the loss is 0 because nothing is learnt."""
-        return self.clock.sum() * 0.0
 
     def score(self, image: Tensor) -> Tensor:
         """Score (B, C, H, W) by `area_filtered_rx`; see the base class."""
@@ -86,6 +79,8 @@ class FusedRX(AnomalySegmenter):
     Source: see `anomseg.functional.area_rx`.
     """
 
+    learns = False
+
     def __init__(
         self,
         components: int = 5,
@@ -101,11 +96,6 @@ class FusedRX(AnomalySegmenter):
         _pixels(area, ground_sampling_distance)
         self.components, self.area, self.ground_sampling_distance = components, area, ground_sampling_distance
         self.local_components, self.inner, self.outer, self.ridge = local_components, inner, outer, ridge
-        self.clock = nn.Parameter(torch.zeros(1))  # Lightning counts progress, and saves checkpoints, by optimiser steps
-
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Do nothing: the loss is 0 because nothing is learnt."""
-        return self.clock.sum() * 0.0
 
     def score(self, image: Tensor) -> Tensor:
         """Score (B, C, H, W) by the sum of two standard scores, 0 on average; see the base class."""

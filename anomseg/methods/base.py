@@ -8,13 +8,12 @@ from typing import Any, ClassVar, final
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
 from anomseg.calibration.base import Calibration
 from anomseg.calibration.quantile import QuantileCalibration
-from anomseg.config import arguments_of, build
-from anomseg.errors import NotFittedError
+from anomseg.config import arguments_of, build, size_empty_buffers
+from anomseg.functional.windows import pad_to_multiple
 from anomseg.metrics.scene_metrics import SceneMetrics, all_metrics, pixel_metrics
 from anomseg.optimisation import Optimisation
 from anomseg.sample import IGNORE, check_sample, finite_pixels
@@ -32,6 +31,7 @@ class AnomalySegmenter(pl.LightningModule, ABC):
     """
 
     size_multiple: ClassVar[int] = 1  # images are padded to a multiple of this before `score`, and maps cropped back
+    learns: ClassVar[bool] = True  # False: nothing is learnt by descent, one epoch is enough, and `training_step` need not be written
 
     def __init__(self, calibration: Calibration | None = None, optimisation: Optimisation | None = None) -> None:
         super().__init__()
@@ -39,6 +39,17 @@ class AnomalySegmenter(pl.LightningModule, ABC):
         self.optimisation: Optimisation = build(optimisation, Optimisation) or Optimisation()
         self.validation_metrics = SceneMetrics(pixel_metrics(), "val_")
         self.test_metrics = SceneMetrics(all_metrics(), "test_")
+        if not self.learns:
+            self.clock = nn.Parameter(torch.zeros(1))  # Lightning counts progress, and saves checkpoints, by optimiser steps
+
+    def on_fit_start(self) -> None:
+        """Fit for one epoch where further ones would change nothing."""
+        if not self.learns:
+            self.trainer.fit_loop.max_epochs = 1
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Return a loss; that of a method that learns nothing is 0."""
+        return self.clock.sum() * 0.0
 
     @abstractmethod
     def score(self, image: Tensor) -> Tensor:
@@ -55,12 +66,7 @@ class AnomalySegmenter(pl.LightningModule, ABC):
     def score_map(self, image: Tensor) -> Tensor:
         """Score an image of any size: pad to `size_multiple`, score, crop; pixels without data get their map's lowest score."""
         height, width = image.shape[-2:]
-        down, right = -height % self.size_multiple, -width % self.size_multiple
-        padded = image
-        if down or right:
-            mode = "reflect" if down < height and right < width else "replicate"
-            flat = functional.pad(image.flatten(1, -3), (0, right, 0, down), mode=mode)
-            padded = flat.reshape(*image.shape[:-2], *flat.shape[-2:])
+        padded = pad_to_multiple(image, self.size_multiple)
         score = self.score(padded)
         if score.shape != (image.shape[0], *padded.shape[-2:]):
             raise ValueError(
@@ -117,11 +123,7 @@ class AnomalySegmenter(pl.LightningModule, ABC):
     @final
     def on_predict_start(self) -> None:
         """Refuse to predict without a calibration, before any work is done."""
-        if not self.calibration.is_fitted:
-            raise NotFittedError(
-                f"Expected a calibrated {type(self).__name__}, but its calibration was never fitted. Call `trainer.fit` "
-                "(or `trainer.validate`) first, or predict from the checkpoint of a fitted model."
-            )
+        self.calibration(torch.zeros(1, device=self.device))
 
     @final
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
@@ -143,8 +145,4 @@ class AnomalySegmenter(pl.LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Give buffers that were empty before fitting the size that they have in the checkpoint."""
-        for name, buffer in list(self.named_buffers()):
-            saved = checkpoint["state_dict"].get(name)
-            if saved is not None and not buffer.numel() and saved.numel():
-                owner, _, attribute = name.rpartition(".")
-                setattr(self.get_submodule(owner), attribute, torch.empty_like(saved, device=buffer.device))
+        size_empty_buffers(self, checkpoint["state_dict"])

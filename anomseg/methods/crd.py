@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anomseg.calibration.base import Calibration
 from anomseg.functional.crd import pca_collaborative_representation
@@ -28,6 +24,8 @@ class CRD(AnomalySegmenter):
     Source: Li and Du, IEEE TGRS 53(3), 2015; see `anomseg.functional.crd` for what differs.
     """
 
+    learns = False
+
     def __init__(
         self,
         components: int = 20,
@@ -38,11 +36,6 @@ class CRD(AnomalySegmenter):
     ) -> None:
         super().__init__(calibration)
         self.components, self.inner, self.outer, self.ridge = components, inner, outer, ridge
-        self.clock = nn.Parameter(torch.zeros(1))  # Lightning counts progress, and saves checkpoints, by optimiser steps
-
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Do nothing: the loss is 0 because nothing is learnt."""
-        return self.clock.sum() * 0.0
 
     def score(self, image: Tensor) -> Tensor:
         """Score (B, C, H, W) by the length of the residual; see the base class."""

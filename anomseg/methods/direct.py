@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +116,8 @@ class DirectDetection(AnomalySegmenter):
     labels by rank and the fit to a single scene are ours.
     """
 
+    learns = False
+
     def __init__(
         self,
         components: int = 15,
@@ -133,12 +134,7 @@ class DirectDetection(AnomalySegmenter):
         self.components, self.area, self.fused, self.seed = components, area, fused, seed
         self.recipe: DirectTraining = build(recipe, DirectTraining) or DirectTraining()
         self.simulation: AnomalySimulation = build(simulation, AnomalySimulation) or AnomalySimulation()
-        self.clock = nn.Parameter(torch.zeros(1))  # Lightning counts progress, and saves checkpoints, by optimiser steps
         self._maps: dict[bytes, Tensor] = {}
-
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Do nothing: nets are trained where scenes are scored; the loss is 0."""
-        return self.clock.sum() * 0.0
 
     def score(self, image: Tensor) -> Tensor:
         """Score (B, C, H, W); see the base class. Trains a net for every image that is not among the last 16."""

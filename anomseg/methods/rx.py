@@ -7,7 +7,7 @@ from functools import reduce
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anomseg.calibration.base import Calibration
 from anomseg.errors import NotFittedError
@@ -43,6 +43,8 @@ class RX(AnomalySegmenter):
     Source: Reed and Yu, IEEE TASSP 38(10), 1990.
     """
 
+    learns = False
+
     def __init__(
         self,
         mode: Literal["global", "local"] = "global",
@@ -68,7 +70,6 @@ class RX(AnomalySegmenter):
         self.count: Tensor
         self.mean: Tensor
         self.scatter: Tensor
-        self.clock = nn.Parameter(torch.zeros(1))  # Lightning counts progress, and saves checkpoints, by optimiser steps
         self._gathered: BackgroundStatistics | None = None
 
     def on_train_epoch_start(self) -> None:

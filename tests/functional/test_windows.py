@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from anomseg.functional.windows import random_blocks, taper, tile_origins, tile_windows
+from anomseg.functional.windows import pad_to_multiple, random_blocks, taper, tile_origins, tile_windows
 
 
 @pytest.mark.parametrize(
@@ -99,3 +99,12 @@ def test_random_blocks__leave_both_parts_some_blocks(share):
 def test_random_blocks__refuse_impossible_shares(arguments):
     with pytest.raises(ValueError, match="Expected"):
         random_blocks(*arguments)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 17), (8, 8), (5, 64)])
+def test_pad_to_multiple__keeps_the_image_in_its_corner(size):
+    image = torch.rand(2, 2, 3, *size)
+    padded = pad_to_multiple(image, 8)
+    assert padded.shape[-2] % 8 == padded.shape[-1] % 8 == 0
+    assert torch.equal(padded[..., : size[0], : size[1]], image)
+    assert padded.shape[:3] == image.shape[:3]

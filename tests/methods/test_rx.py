@@ -115,3 +115,9 @@ def test_rx__calibrated_on_a_quarter_of_the_blocks_flags_what_it_claims(tmp_path
     for batch in data.test_dataloader():
         rates.append((method(batch["image"])[batch["mask"] == 0] > 0.5).float().mean())
     assert 0.001 < torch.stack(rates).mean() < 0.02
+
+
+def test_rx__fits_for_one_epoch_whatever_is_asked(tmp_path):
+    loop = pl.Trainer(default_root_dir=tmp_path, accelerator="cpu", max_epochs=7, enable_progress_bar=False, logger=False)
+    loop.fit(RX(), scenes())
+    assert loop.current_epoch == 1
