@@ -26,12 +26,17 @@ def data_options(config, folder):
     return ["--data.root", str(folder)]
 
 
+def model_options(config):
+    """Give options that shorten what is trained where scenes are scored."""
+    return ["--model.recipe.nets", "1", "--model.recipe.implants", "4"] if config.stem.startswith("direct") else []
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
 def test_configuration__fits_tests_and_predicts(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scenes = tmp_path / "scenes"
     scenes.mkdir()
-    data = data_options(config, scenes)
+    data = [*data_options(config, scenes), *model_options(config)]
     cli = main(["fit", "--config", str(config), *data, *QUIET, "--trainer.max_epochs", "1"])
     checkpoint = cli.trainer.checkpoint_callback.best_model_path
     cli = main(["test", "--config", str(config), *data, *QUIET, "--ckpt_path", checkpoint])
