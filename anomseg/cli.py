@@ -166,10 +166,7 @@ def run(words: Sequence[str]) -> CommandLine:
             subclass_mode_data=True,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={
-                "version": __version__,
-                **{c: {"default_config_files": []} for c in COMMANDS},
-            },
+            parser_kwargs={"version": __version__},
             args=model_from_checkpoint(expand_short_names(words)),
         )
     except (*USER_ERRORS, FileNotFoundError, ValueError) as error:

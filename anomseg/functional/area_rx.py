@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from anomseg.functional.area_filter import area_details
-from anomseg.functional.rx import local_rx
-from anomseg.functional.whitening import usable_pixels, whitened_components
+from anomseg.functional.rx import local_rx, usable_pixels
+from anomseg.functional.whitening import whitened_components
+from anomseg.sample import finite_pixels
 
 _FAINTEST = 1e-6  # share of a map's mean below which a score counts as that, so that the logarithm of 0 stays finite
 _LARGEST_EXPONENT = 80.0  # e⁸⁰ is still a float32
@@ -167,6 +168,34 @@ def fuse_scores(maps: Sequence[Tensor], valid: Tensor | None = None, exponential
     if exponential:
         total = total.clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT).exp()
     return torch.where(keep, total, 0.0).float()
+
+
+def fused_rx(
+    image: Tensor,
+    components: int = 5,
+    area: int = 30,
+    local_components: int = 20,
+    inner: int = 9,
+    outer: int = 21,
+    ridge: float = 1.0,
+) -> Tensor:
+    """Fuse `area_filtered_rx` with `pca_local_rx` by `fuse_scores`; the arguments are theirs.
+
+    Args:
+        image: (B, C, H, W), NaN in any band where there is no data.
+        components: whitened components of the area filter.
+        area: of the area filter, in pixels.
+        local_components: whitened components of local RX.
+        inner: side of local RX's guard window in pixels.
+        outer: side of its background window in pixels.
+        ridge: share of the scene's covariance that is added to every window's.
+
+    Returns:
+        (B, H, W) float32, mean 0 over the valid pixels; 0.0 where a pixel is left out.
+    """
+    small = area_filtered_rx(image, components, area)
+    local = pca_local_rx(image, local_components, inner, outer, ridge)
+    return fuse_scores((small, local), finite_pixels(image))
 
 
 def gaussian(score: Tensor, sigma: float, valid: Tensor | None = None) -> Tensor:

@@ -21,7 +21,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from anomseg.functional.whitening import usable_pixels, whitened_components
+from anomseg.functional.rx import usable_pixels
+from anomseg.functional.whitening import whitened_components
 
 _CHUNK = 1 << 22  # numbers in the windows held at once: 32 MB in float64
 _NEAREST = 1e-6  # share of the image's mean square below which two pixels count as that far apart, so that D⁻¹ stays finite

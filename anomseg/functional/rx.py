@@ -178,7 +178,7 @@ def global_rx(image: Tensor, valid: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: a wrong shape, or an image with fewer than 2 valid pixels.
     """
-    keep = _valid_pixels(image, valid)
+    keep = usable_pixels(image, valid)
     scores = image.new_zeros(keep.shape, dtype=torch.float32)
     for index, chosen in enumerate(keep):  # every image has statistics of its own
         pixels = image[index].flatten(1) if bool(chosen.all()) else image[index][:, chosen]
@@ -212,7 +212,7 @@ def local_rx(image: Tensor, inner: int = 5, outer: int = 21, ridge: float = 0.0,
     Source:
         Dual-window RX as in ``spectral.rx(X, window=(inner, outer))``; shrinkage and no-data are ours.
     """
-    keep = _valid_pixels(image, valid)
+    keep = usable_pixels(image, valid)
     _check_windows(inner, outer, ridge, image.shape[-2:])
     scores = image.new_zeros(keep.shape, dtype=torch.float32)
     for index, chosen in enumerate(keep):
@@ -237,18 +237,32 @@ def _check_windows(inner: int, outer: int, ridge: float, size: torch.Size) -> No
         raise ValueError(f"Expected ridge >= 0, but got {ridge}. Use 0.0 for none; 0.01 to 1.0 is usual.")
 
 
-def _valid_pixels(image: Tensor, valid: Tensor | None) -> Tensor:
-    """Join no-data and the caller's choice to (B, H, W) bool, and check that every image keeps at least 2 pixels."""
+def usable_pixels(image: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Join no-data and the caller's choice, and check that every image keeps at least 2 pixels.
+
+    Args:
+        image: (B, C, H, W), NaN in any band where there is no data.
+        valid: (B, H, W) bool, False for pixels to leave out besides those without data; None for none.
+
+    Returns:
+        (B, H, W) bool, True for pixels to use.
+
+    Raises:
+        ValueError: a wrong shape or dtype, or an image with fewer than 2 usable pixels.
+    """
     if image.ndim != 4:
         raise ValueError(f"Expected an image of shape (B, C, H, W), but got {tuple(image.shape)}. Add the missing axes, as in image[None].")
     keep = finite_pixels(image)
     if valid is not None:
         if valid.shape != keep.shape or valid.dtype != torch.bool:
-            raise ValueError(f"Expected valid {tuple(keep.shape)} bool, but got {tuple(valid.shape)} {valid.dtype}. Pass mask != 255.")
+            came = f"{tuple(valid.shape)} {valid.dtype}"
+            raise ValueError(f"Expected valid of shape {tuple(keep.shape)} bool, but got {came}. Pass a mask such as mask != 255.")
         keep = keep & valid
     counts = keep.flatten(1).sum(dim=1)
     if bool((counts < 2).any()):
         index = int((counts < 2).nonzero()[0])
-        came = f"{int(counts[index])} in image {index} of shape {tuple(image.shape[1:])}"
-        raise ValueError(f"Expected at least 2 valid pixels in every image, but got {came}. Check for NaN bands, and skip empty tiles.")
+        raise ValueError(
+            f"Expected at least 2 valid pixels in every image, but got {int(counts[index])} in image {index} of shape "
+            f"{tuple(image.shape[1:])}. NaN in any band marks a pixel as no data: check the no-data value, and skip empty tiles."
+        )
     return keep

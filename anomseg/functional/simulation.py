@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anomseg.functional.rx import covariance, pixel_statistics
-from anomseg.functional.whitening import usable_pixels, whitening_basis
+from anomseg.functional.rx import covariance, pixel_statistics, usable_pixels
+from anomseg.functional.whitening import whitening_basis
 from anomseg.sample import ANOMALY, IGNORE, NORMAL
 
 

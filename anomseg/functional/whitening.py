@@ -15,39 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anomseg.functional.rx import covariance, pixel_statistics
-from anomseg.sample import finite_pixels
-
-
-def usable_pixels(image: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Join no-data and the caller's choice, and check that every image keeps at least 2 pixels.
-
-    Args:
-        image: (B, C, H, W), NaN in any band where there is no data.
-        valid: (B, H, W) bool, False for pixels to leave out besides those without data; None for none.
-
-    Returns:
-        (B, H, W) bool, True for pixels to use.
-
-    Raises:
-        ValueError: a wrong shape or dtype, or an image with fewer than 2 usable pixels.
-    """
-    if image.ndim != 4:
-        raise ValueError(f"Expected an image of shape (B, C, H, W), but got {tuple(image.shape)}. Add the missing axes, as in image[None].")
-    keep = finite_pixels(image)
-    if valid is not None:
-        if valid.shape != keep.shape or valid.dtype != torch.bool:
-            came = f"{tuple(valid.shape)} {valid.dtype}"
-            raise ValueError(f"Expected valid of shape {tuple(keep.shape)} bool, but got {came}. Pass a mask such as mask != 255.")
-        keep = keep & valid
-    counts = keep.flatten(1).sum(dim=1)
-    if bool((counts < 2).any()):
-        index = int((counts < 2).nonzero()[0])
-        raise ValueError(
-            f"Expected at least 2 valid pixels in every image, but got {int(counts[index])} in image {index} of shape "
-            f"{tuple(image.shape[1:])}. NaN in any band marks a pixel as no data: check the no-data value, and skip empty tiles."
-        )
-    return keep
+from anomseg.functional.rx import covariance, pixel_statistics, usable_pixels
 
 
 @torch.no_grad()

@@ -6,9 +6,8 @@ from torch import Tensor
 
 from anomseg.calibration.base import Calibration
 from anomseg.functional.area_filter import area_in_pixels
-from anomseg.functional.area_rx import area_filtered_rx, fuse_scores, pca_local_rx
+from anomseg.functional.area_rx import area_filtered_rx, fused_rx
 from anomseg.methods.base import AnomalySegmenter
-from anomseg.sample import finite_pixels
 
 
 def _pixels(area: float, ground_sampling_distance: float | None) -> int:
@@ -99,6 +98,5 @@ class FusedRX(AnomalySegmenter):
 
     def score(self, image: Tensor) -> Tensor:
         """Score (B, C, H, W) by the sum of two standard scores, 0 on average; see the base class."""
-        small = area_filtered_rx(image, self.components, _pixels(self.area, self.ground_sampling_distance))
-        local = pca_local_rx(image, self.local_components, self.inner, self.outer, self.ridge)
-        return fuse_scores((small, local), finite_pixels(image))
+        area = _pixels(self.area, self.ground_sampling_distance)
+        return fused_rx(image, self.components, area, self.local_components, self.inner, self.outer, self.ridge)

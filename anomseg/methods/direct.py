@@ -14,7 +14,7 @@ from torch.nn import functional
 from anomseg.calibration.base import Calibration
 from anomseg.config import build
 from anomseg.functional.area_filter import area_details
-from anomseg.functional.area_rx import area_filtered_rx, fuse_scores, gaussian, pca_local_rx
+from anomseg.functional.area_rx import area_filtered_rx, fused_rx, gaussian
 from anomseg.functional.pseudo_labels import rank_labels
 from anomseg.functional.ranking import hinge, logistic, pairwise_auroc_loss, sigmoid
 from anomseg.functional.rx import global_rx
@@ -25,7 +25,7 @@ from anomseg.functional.simulation import AnomalySimulation, WhitenedScene
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.nets.context_net import ContextNet, Norm, lift, lifted_channels
 from anomseg.nets.deviation_unet import DeviationUNet, tdd_layout, uniadrs_layout
-from anomseg.sample import ANOMALY, IGNORE, NORMAL
+from anomseg.sample import ANOMALY, IGNORE
 
 SURROGATES = {"hinge": hinge, "logistic": logistic, "sigmoid": sigmoid}
 KEPT_MAPS = 16
@@ -36,7 +36,8 @@ class DirectTraining:
     """Describe what the net of a scene learns from, and how.
 
     Attributes:
-        teacher: detector whose top pixels are pseudo anomalies: `fusion` of area filter and local RX, `area`, `global`, or `none`.
+        teacher: detector whose top pixels are pseudo anomalies: `fusion` of area filter and local RX, `area`, `global`, or `none`,
+            with which nothing is ignored either.
         positive_share: share of the pixels at the top of the teacher's map that is labelled anomalous.
         ignored_share: share below those that is neither trained as background nor as anomaly.
         losses: cross-entropy, the pairwise ranking loss, or both.
@@ -155,13 +156,12 @@ class DirectDetection(AnomalySegmenter):
         scene = WhitenedScene.of(image, self.components)
         if not bool(scene.z.any()):
             return torch.zeros(scene.valid.shape)  # a constant scene, as RX scores it
-        recipe, teacher = self.recipe, self._teacher_map(image)
-        score = torch.zeros(())
+        recipe = self.recipe
+        teacher = score = self._teacher_map(image)
+        classical = teacher if recipe.teacher == "fusion" or not self.fused else fused_rx(image[None], area=self.area)[0]
         for turn in range(1 + recipe.rounds):
-            positives = recipe.positive_share if turn or recipe.teacher != "none" else 0.0
-            label = rank_labels(teacher, positives, recipe.ignored_share, scene.valid)
-            if recipe.teacher == "none" and not turn:
-                label = torch.where(label == IGNORE, NORMAL, label).masked_fill(~scene.valid, IGNORE)
+            shares = (recipe.positive_share, recipe.ignored_share) if turn or recipe.teacher != "none" else (0.0, 0.0)
+            label = rank_labels(teacher, *shares, scene.valid)
             lesson = _Lesson(scene, label, self.area)
             maps = []
             for net in range(recipe.nets):
@@ -171,18 +171,15 @@ class DirectDetection(AnomalySegmenter):
             teacher = score = torch.stack(maps).mean(0)
         score = gaussian(score[None], 0.5, scene.valid[None])[0]
         if self.fused:
-            classical = self._fusion(image)
             score = _standard(score, scene.valid) + _standard(classical, scene.valid)
         return torch.where(scene.valid, score, 0.0)
 
-    def _fusion(self, image: Tensor) -> Tensor:
-        maps = [area_filtered_rx(image[None], 5, self.area), pca_local_rx(image[None])]
-        return fuse_scores(maps, torch.isfinite(image).all(0)[None])[0]
-
     def _teacher_map(self, image: Tensor) -> Tensor:
+        if self.recipe.teacher == "none":
+            return torch.zeros(image.shape[1:])
         if self.recipe.teacher == "fusion":
-            return self._fusion(image)
-        return global_rx(image[None])[0] if self.recipe.teacher == "global" else area_filtered_rx(image[None], 15, self.area)[0]
+            return fused_rx(image[None], area=self.area)[0]
+        return global_rx(image[None])[0] if self.recipe.teacher == "global" else area_filtered_rx(image[None], area=self.area)[0]
 
 
 def teach(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from anomseg.data.read_scene import find_scenes, read_scene
-from anomseg.functional.area_rx import area_filtered_rx, fuse_scores, pca_local_rx
+from anomseg.functional.area_rx import area_filtered_rx, fused_rx, pca_local_rx
 from anomseg.functional.crd import pca_collaborative_representation
 from anomseg.functional.rx import global_rx
 from anomseg.functional.score_curves import auroc, detectability
@@ -22,17 +22,12 @@ from anomseg.functional.score_histogram import count_scores
 from anomseg.functional.simulation import AnomalySimulation
 from anomseg.methods.direct import DirectDetection, DirectTraining
 
-
-def fusion(image: Tensor) -> Tensor:
-    return fuse_scores([area_filtered_rx(image, 5), pca_local_rx(image)])
-
-
 CLASSICAL: dict[str, Callable[[Tensor], Tensor]] = {
     "global RX": global_rx,
     "area-filtered RX": area_filtered_rx,
     "local RX in components": pca_local_rx,
     "CRD": pca_collaborative_representation,
-    "fusion": fusion,
+    "fusion": fused_rx,
 }
 ARMS: dict[str, dict[str, object]] = {
     "direct": {},
@@ -41,7 +36,7 @@ ARMS: dict[str, dict[str, object]] = {
     "sigmoid": {"recipe": DirectTraining(surrogate="sigmoid")},
     "instance norm": {"recipe": DirectTraining(norm="instance")},
     "batch norm": {"recipe": DirectTraining(norm="batch")},
-    "teacher none": {"recipe": DirectTraining(teacher="none", ignored_share=0.03)},
+    "teacher none": {"recipe": DirectTraining(teacher="none")},
     "teacher global": {"recipe": DirectTraining(teacher="global")},
     "teacher area": {"recipe": DirectTraining(teacher="area")},
     "positives 0.5 %": {"recipe": DirectTraining(positive_share=0.005, ignored_share=0.045)},
@@ -109,7 +104,7 @@ def main() -> None:
     if options.variant == "flipped":
         scenes = [(image.flip(-1), mask.flip(-1)) for image, mask in scenes]
     print(" ".join(scene.name for scene in held), options.variant)
-    classical = [fusion(image) for image, _ in scenes]
+    classical = [fused_rx(image) for image, _ in scenes]
     for arm in options.arms:
         for name, detector in CLASSICAL.items() if arm == "classical" else ():
             start = time.perf_counter()

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from anomseg.functional.rx import global_rx
-from anomseg.functional.whitening import usable_pixels, whitened_components
+from anomseg.functional.rx import global_rx, usable_pixels
+from anomseg.functional.whitening import whitened_components
 
 
 def scene(bands: int = 6, size: int = 20, batch: int = 1, seed: int = 0) -> torch.Tensor:
