@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from anomseg.methods.base import AnomalySegmenter
     from anomseg.methods.crd import CRD
     from anomseg.methods.direct import DirectDetection
+    from anomseg.methods.direct_transfer import TransferDetection
     from anomseg.methods.rx import RX
     from anomseg.metrics.pixel import (
         Detectability,
@@ -59,6 +60,7 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "SceneWriter",
     "SyntheticDataModule",
     "ThresholdAtFPR",
+    "TransferDetection",
     "__version__",
     "area_filtered_rx",
     "check_sample",

@@ -39,6 +39,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("FusedRX", "anomseg.methods.area_rx", "method", "area-filtered RX fused with local RX in principal components"),
     Entry("CRD", "anomseg.methods.crd", "method", "what remains of a pixel when its neighbours rebuild it"),
     Entry("DirectDetection", "anomseg.methods.direct", "method", "a small net taught on each scene by pseudo labels and simulation"),
+    Entry("TransferDetection", "anomseg.methods.direct_transfer", "method", "direct detection with one set of weights for any sensor"),
     Entry("HyperspectralDataModule", "anomseg.data.hyperspectral", "data", "cubes from MATLAB, ENVI, GeoTIFF and NumPy files"),
     Entry("SyntheticDataModule", "anomseg.data.synthetic", "data", "seeded scenes with implanted targets; needs no files"),
     Entry(

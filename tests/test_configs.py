@@ -12,6 +12,7 @@ from anomseg.data.synthetic_scenes import synthetic_scene
 FOLDER = Path(__file__).parents[1] / "examples" / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+SHORT = ["--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"]
 
 
 def data_options(config, folder):
@@ -37,7 +38,7 @@ def test_configuration__fits_tests_and_predicts(config, tmp_path, monkeypatch):
     scenes = tmp_path / "scenes"
     scenes.mkdir()
     data = [*data_options(config, scenes), *model_options(config)]
-    cli = main(["fit", "--config", str(config), *data, *QUIET, "--trainer.max_epochs", "1"])
+    cli = main(["fit", "--config", str(config), *data, *QUIET, *SHORT])
     checkpoint = cli.trainer.checkpoint_callback.best_model_path
     cli = main(["test", "--config", str(config), *data, *QUIET, "--ckpt_path", checkpoint])
     assert 0 <= cli.trainer.callback_metrics["test_auroc"] <= 1

@@ -4,96 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from anomseg.calibration.base import Calibration
 from anomseg.config import build
-from anomseg.functional.area_filter import area_details
-from anomseg.functional.area_rx import area_filtered_rx, fused_rx, gaussian
-from anomseg.functional.pseudo_labels import rank_labels
-from anomseg.functional.ranking import hinge, logistic, pairwise_auroc_loss, sigmoid
-from anomseg.functional.rx import global_rx
+from anomseg.functional.area_rx import fused_rx, gaussian
 from anomseg.functional.score_curves import auroc
 from anomseg.functional.score_histogram import count_scores
-from anomseg.functional.side_loss import side_loss
 from anomseg.functional.simulation import AnomalySimulation, WhitenedScene
 from anomseg.methods.base import AnomalySegmenter
-from anomseg.nets.context_net import ContextNet, Norm, lift, lifted_channels
-from anomseg.nets.deviation_unet import DeviationUNet, tdd_layout, uniadrs_layout
+from anomseg.methods.direct_training import DirectTraining, Lesson, pseudo_labels, teach, teacher_map
 from anomseg.sample import ANOMALY, IGNORE
 
-SURROGATES = {"hinge": hinge, "logistic": logistic, "sigmoid": sigmoid}
 KEPT_MAPS = 16
-
-
-@dataclass(frozen=True)
-class DirectTraining:
-    """Describe what the net of a scene learns from, and how.
-
-    Attributes:
-        teacher: detector whose top pixels are pseudo anomalies: `fusion` of area filter and local RX, `area`, `global`, or `none`,
-            with which nothing is ignored either.
-        positive_share: share of the pixels at the top of the teacher's map that is labelled anomalous.
-        ignored_share: share below those that is neither trained as background nor as anomaly.
-        losses: cross-entropy, the pairwise ranking loss, or both.
-        surrogate: of the ranking loss.
-        negative_weight: weight of normal pixels in the cross-entropy; anomalous ones weigh 1.
-        nets: nets that are trained from different weights and draws, and averaged; a single one is a matter of luck on hard scenes.
-        implants: how often anomalies are simulated anew for each net.
-        steps: optimiser steps for each of them, on four random crops each.
-        crop: side of a crop in pixels; smaller scenes are taken whole.
-        lr: peak learning rate of AdamW, falling to 0 by a cosine.
-        net: the small `ContextNet`, or the layout of a paper (`tdd`, `uniadrs`) on the same features, with its side outputs.
-        width: share of the paper's channels, above 0; 1 is made for a GPU.
-        norm: normalisation inside the small net.
-        rounds: rounds of self-training after the first: the map becomes the teacher of a student with dropout and stochastic depth.
-    """
-
-    teacher: Literal["fusion", "area", "global", "none"] = "fusion"
-    positive_share: float = 0.01
-    ignored_share: float = 0.04
-    losses: Literal["both", "cross_entropy", "ranking"] = "both"
-    surrogate: Literal["hinge", "logistic", "sigmoid"] = "hinge"
-    negative_weight: float = 0.1
-    nets: int = 3
-    implants: int = 24
-    steps: int = 5
-    crop: int = 40
-    lr: float = 3e-3
-    net: Literal["context", "tdd", "uniadrs"] = "context"
-    width: float = 0.125
-    norm: Norm = "none"
-    rounds: int = 0
-
-
-@dataclass
-class _Lesson:
-    """Hold what one scene teaches: its components, its features, and the labels of its own pixels."""
-
-    scene: WhitenedScene
-    label: Tensor
-    area: int
-    spread: Tensor = field(init=False)
-    features: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        details = area_details(self.scene.z, self.area)
-        spread = details.flatten(1).std(1)[:, None, None]
-        self.spread = torch.where(spread > 1e-6, spread, torch.inf)
-        self.features = lift(self.scene.z[None], (details / self.spread)[None])[0]
-
-    def simulate(self, simulation: AnomalySimulation, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Implant anomalies: (channels, H, W) features and (H, W) labels, pseudo labels standing where nothing was implanted."""
-        z, label = simulation.implant(self.scene, self.label == IGNORE, generator)
-        untouched = (z == self.scene.z).all(0)
-        label = torch.where(untouched & (self.label == ANOMALY), ANOMALY, label)
-        features = lift(z[None], (area_details(z, self.area) / self.spread)[None])[0]
-        return features, label
 
 
 class DirectDetection(AnomalySegmenter):
@@ -157,12 +82,11 @@ class DirectDetection(AnomalySegmenter):
         if not bool(scene.z.any()):
             return torch.zeros(scene.valid.shape)  # a constant scene, as RX scores it
         recipe = self.recipe
-        teacher = score = self._teacher_map(image)
+        teacher = score = teacher_map(image, recipe, self.area)
         classical = teacher if recipe.teacher == "fusion" or not self.fused else fused_rx(image[None], area=self.area)[0]
         for turn in range(1 + recipe.rounds):
-            shares = (recipe.positive_share, recipe.ignored_share) if turn or recipe.teacher != "none" else (0.0, 0.0)
-            label = rank_labels(teacher, *shares, scene.valid)
-            lesson = _Lesson(scene, label, self.area)
+            label = pseudo_labels(teacher, scene.valid, recipe)
+            lesson = Lesson(scene, label, self.area, len(scene.z))
             maps = []
             for net in range(recipe.nets):
                 seed = recipe.nets * (self.seed * (1 + recipe.rounds) + turn) + net
@@ -173,108 +97,6 @@ class DirectDetection(AnomalySegmenter):
         if self.fused:
             score = _standard(score, scene.valid) + _standard(classical, scene.valid)
         return torch.where(scene.valid, score, 0.0)
-
-    def _teacher_map(self, image: Tensor) -> Tensor:
-        if self.recipe.teacher == "none":
-            return torch.zeros(image.shape[1:])
-        if self.recipe.teacher == "fusion":
-            return fused_rx(image[None], area=self.area)[0]
-        return global_rx(image[None])[0] if self.recipe.teacher == "global" else area_filtered_rx(image[None], area=self.area)[0]
-
-
-def teach(
-    lesson: _Lesson, recipe: DirectTraining, simulation: AnomalySimulation, seed: int, *, student: bool, device: torch.device
-) -> Tensor:
-    """Train a net on one scene and give its mean map, (H, W) logits on the CPU.
-
-    Args:
-        lesson: the scene and its labels.
-        recipe: how to train.
-        simulation: what to implant.
-        seed: of weights and of everything that is drawn.
-        student: whether the net has dropout and stochastic depth.
-        device: where the net is trained.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        channels = lifted_channels(len(lesson.scene.z))
-        net = _net(channels, recipe, 0.2 if student else 0.0).to(device)
-        optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.lr)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.implants * recipe.steps)
-        total, snapshots = torch.zeros(lesson.label.shape), 0
-        for turn in range(recipe.implants):
-            features, label = lesson.simulate(simulation, generator)
-            net.train()
-            for _ in range(recipe.steps):
-                crops, truth = _crops(features, label, recipe.crop, generator)
-                loss = _loss(_outputs(net, crops.to(device)), truth.to(device), recipe, generator)
-                optimiser.zero_grad()
-                torch.autograd.backward(loss)
-                optimiser.step()
-                schedule.step()
-            late = turn >= 0.6 * recipe.implants and (recipe.implants - turn) % max(1, recipe.implants // 20) == 0
-            if late or turn == recipe.implants - 1:
-                total += _flipped_mean(net.eval(), lesson.features.to(device)).cpu()
-                snapshots += 1
-    return total / snapshots
-
-
-def _net(channels: int, recipe: DirectTraining, drop: float) -> nn.Module:
-    if recipe.net == "context":
-        return ContextNet(channels, norm=recipe.norm, dropout=drop, depth_drop=drop)
-    layout = tdd_layout() if recipe.net == "tdd" else uniadrs_layout()
-    return DeviationUNet(channels, replace(layout, dropout=drop, stochastic_depth=drop), recipe.width)
-
-
-def _outputs(net: nn.Module, features: Tensor) -> list[Tensor]:
-    """Give logits (B, 1, h, w), finest first; one output of the small net, six of a paper's."""
-    given = net(features)
-    return given if isinstance(given, list) else [given[:, None]]
-
-
-def _loss(outputs: list[Tensor], label: Tensor, recipe: DirectTraining, generator: torch.Generator) -> Tensor:
-    logit = outputs[0][:, 0]
-    loss = logit.sum() * 0.0
-    counted = label != IGNORE
-    if recipe.losses != "ranking" and len(outputs) > 1:
-        loss = loss + side_loss(outputs, label, 1.0, recipe.negative_weight)
-    elif recipe.losses != "ranking" and bool(counted.any()):
-        target, weight = (label == ANOMALY).float(), torch.where(label == ANOMALY, 1.0, recipe.negative_weight) * counted
-        entropy = functional.binary_cross_entropy_with_logits(logit, target, weight, reduction="sum")
-        loss = loss + entropy / weight.sum()
-    if recipe.losses != "cross_entropy":
-        loss = loss + pairwise_auroc_loss(logit, label, generator=generator, n_pairs=1024, surrogate=SURROGATES[recipe.surrogate])
-    return loss
-
-
-def _crops(features: Tensor, label: Tensor, side: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Cut four random crops, each flipped and turned at random."""
-    height, width = label.shape
-    side = min(side, height, width)
-    crops, truths = [], []
-    for _ in range(4):
-        top = int(torch.randint(height - side + 1, (), generator=generator))
-        left = int(torch.randint(width - side + 1, (), generator=generator))
-        turns, flip = int(torch.randint(4, (), generator=generator)), bool(torch.rand((), generator=generator) < 0.5)
-        window = (..., slice(top, top + side), slice(left, left + side))
-        pair = [plane[window].rot90(turns, (-2, -1)) for plane in (features, label)]
-        crop, truth = (plane.flip(-1) if flip else plane for plane in pair)
-        crops.append(crop)
-        truths.append(truth)
-    return torch.stack(crops), torch.stack(truths)
-
-
-@torch.no_grad()
-def _flipped_mean(net: nn.Module, features: Tensor) -> Tensor:
-    """Average the logits over the eight flips and rotations of a scene."""
-    total = torch.zeros(features.shape[1:], device=features.device)
-    for turns in range(4):
-        for flip in (False, True):
-            view = features.rot90(turns, (-2, -1))
-            logit = _outputs(net, (view.flip(-1) if flip else view)[None])[0][0, 0]
-            total += (logit.flip(-1) if flip else logit).rot90(-turns, (-2, -1))
-    return total / 8
 
 
 def checked_map(score: Tensor, label: Tensor, valid: Tensor) -> Tensor:

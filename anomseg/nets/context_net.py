@@ -26,26 +26,31 @@ def ring_mean(z: Tensor, inner: int, outer: int) -> Tensor:
     ones = torch.ones_like(z[:1, :1])
 
     def box(x: Tensor, side: int) -> Tensor:
-        return F.avg_pool2d(x, side, stride=1, padding=side // 2, divisor_override=1)
+        across = F.avg_pool2d(x, (1, side), stride=1, padding=(0, side // 2), divisor_override=1)
+        return F.avg_pool2d(across, (side, 1), stride=1, padding=(side // 2, 0), divisor_override=1)
 
     return (box(z, outer) - box(z, inner)) / (box(ones, outer) - box(ones, inner)).clamp_min(1.0)
 
 
-def lift(z: Tensor, details: Tensor) -> Tensor:
+def lift(z: Tensor, details: Tensor, components: int | None = None) -> Tensor:
     """Turn whitened components into features in which "far from the scene", "unlike its surroundings" and "small" are nearly linear.
 
     Args:
         z: (B, k, H, W) whitened components.
         details: (B, k, H, W) their details below an area (see `anomseg.functional.area_filter.area_details`), of about unit size.
+        components: K >= k of the net; the features of missing ones are 0. None is k.
 
     Returns:
-        (B, 6k + 4, H, W): signed roots of z and of the details; roots of |z|, of |z − ring mean| for two rings, of |details|; log mean
+        (B, 6K + 4, H, W): signed roots of z and of the details; roots of |z|, of |z − ring mean| for two rings, of |details|; log mean
         squares of these four.
     """
     deviations = [z, *(z - ring_mean(z, inner, outer) for inner, outer in RINGS), details]
     roots = [d.abs().add(1e-6).sqrt() for d in deviations]
     energies = [d.square().mean(1, keepdim=True).add(1e-4).log() for d in deviations]
-    return torch.cat([z.sign() * roots[0], details.sign() * roots[-1], *roots, *energies], dim=1)
+    groups = [z.sign() * roots[0], details.sign() * roots[-1], *roots]
+    if components is not None:
+        groups = [F.pad(group, (0, 0, 0, 0, 0, components - z.shape[1])) for group in groups]
+    return torch.cat([*groups, *energies], dim=1)
 
 
 def lifted_channels(components: int) -> int:

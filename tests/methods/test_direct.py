@@ -38,8 +38,8 @@ def test_direct__is_finite_and_depends_on_scene_and_seed_alone():
 
 
 def test_direct__finds_targets_of_a_synthetic_scene():
-    image, mask = scene(size=(64, 64))
-    method = DirectDetection(recipe=DirectTraining(nets=1, implants=20))
+    image, mask = scene(size=(56, 56))
+    method = DirectDetection(recipe=DirectTraining(nets=1, implants=12))
     assert measured(method.score(image), mask) > 0.8
 
 
@@ -95,9 +95,17 @@ def test_direct__takes_the_layouts_of_the_papers(net):
     assert score.std() > 0
 
 
-@pytest.mark.parametrize("teacher", ["area", "global"])
+@pytest.mark.parametrize("teacher", ["area", "local", "global"])
 def test_direct__takes_other_teachers(teacher):
     assert torch.isfinite(quick(recipe={"teacher": teacher}).score(scene()[0])).all()
+
+
+@pytest.mark.parametrize("recipe", [{"labels": "threshold"}, {"positive_share": 0.0, "teacher": "area"}])
+def test_direct__learns_from_other_labels(recipe):
+    image, _ = scene()
+    usual, other = quick(), quick(recipe=recipe)
+    assert not torch.equal(usual.score(image), other.score(image))
+    assert torch.isfinite(other.score(image)).all()
 
 
 def test_direct__takes_one_band_and_repeated_bands():
