@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, ClassVar, final
 
 import lightning.pytorch as pl
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from anomseg.calibration.base import Calibration
 from anomseg.calibration.quantile import QuantileCalibration
 from anomseg.config import arguments_of, build, size_empty_buffers
+from anomseg.errors import NotFittedError
 from anomseg.functional.windows import pad_to_multiple
 from anomseg.metrics.scene_metrics import SceneMetrics, all_metrics, pixel_metrics
 from anomseg.optimisation import Optimisation
@@ -89,15 +91,15 @@ class AnomalySegmenter(pl.LightningModule, ABC):
 
     @final
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Count the scores of a validation batch."""
-        self._count(batch, self.validation_metrics)
+        """Count the scores of a validation batch; before training, a method that must be fitted first has none."""
+        with suppress(*([NotFittedError] if self.trainer.sanity_checking else [])):
+            self._count(batch, self.validation_metrics)
 
     @final
     def on_validation_epoch_end(self) -> None:
         """Calibrate on the normal pixels, then log the figures."""
         if not self.trainer.sanity_checking:
-            counts = self.validation_metrics.counts()
-            self.calibration.fit(counts)
+            self.calibration.fit(self.validation_metrics.counts())
             self.log_dict(self.diagnostics())
             self.log_dict(self.validation_metrics.compute())
         self.validation_metrics.reset()
@@ -139,8 +141,7 @@ class AnomalySegmenter(pl.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the class and its arguments as plain data, so that the checkpoint loads with `weights_only=True`."""
-        path = f"{type(self).__module__}.{type(self).__qualname__}"
-        checkpoint["hyper_parameters"] = {"_class_path": path, **arguments_of(self)}
+        checkpoint["hyper_parameters"] = {"_class_path": f"{type(self).__module__}.{type(self).__qualname__}", **arguments_of(self)}
         checkpoint["anomseg_version"] = __version__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -65,6 +65,20 @@ def test_rx__leaves_a_checkpoint_after_fitting(tmp_path):
     assert load(loop.checkpoint_callback.best_model_path).calibration.is_fitted
 
 
+def test_rx__with_training_background_passes_the_sanity_check(tmp_path):
+    method = RX(background="training")
+    loop = pl.Trainer(default_root_dir=tmp_path, max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False)
+    loop.fit(method, scenes())
+    assert method.count > 0
+
+
+def test_rx__with_training_background_refuses_another_band_count():
+    method = RX(background="training")
+    method.count, method.mean, method.scatter = torch.tensor(9.0).double(), torch.zeros(4).double(), torch.eye(4).double()
+    with pytest.raises(ValueError, match=r"4.*3|3.*4"):
+        method.score(torch.rand(1, 3, 5, 5))
+
+
 def test_rx__with_training_background_asks_for_fit_before_use():
     with pytest.raises(NotFittedError, match=r"trainer\.fit"):
         RX(background="training").score(torch.rand(1, 3, 4, 4))
