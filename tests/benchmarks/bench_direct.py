@@ -78,11 +78,15 @@ def standard(score: Tensor) -> Tensor:
     return (score - score.mean()) / score.std()
 
 
-def snpr(score: Tensor, mask: Tensor) -> float:
-    """Compute SNPR after the stated transform: rank of the score among all pixels to the 28th power."""
-    rank = score.flatten().argsort().argsort().float() / (score.numel() - 1)
-    power = (rank**28).view(score.shape)
-    return float(detectability(count_scores([power.flatten()], [power[mask == 1]]))["snpr"])
+HALF = 693
+"""Power of the rank before SNPR: a pixel above all but one in a thousand keeps half its weight (0.999^693 = 0.5)."""
+
+
+def snpr(score: Tensor, mask: Tensor, power: float = HALF) -> float:
+    """Compute SNPR after the stated transform: the rank of the score among all pixels, in [0, 1], to a power."""
+    rank = score.flatten().argsort().argsort().double() / (score.numel() - 1)
+    weight = (rank**power).float().view(score.shape)
+    return float(detectability(count_scores([weight.flatten()], [weight[mask == 1]]))["snpr"])
 
 
 def row(name: str, values: list[float], seconds: float) -> None:
@@ -111,7 +115,8 @@ def main() -> None:
             scores = [detector(image) for image, _ in scenes]
             seconds = (time.perf_counter() - start) / len(scenes)
             row(name, [measured(s, m) for s, (_, m) in zip(scores, scenes, strict=True)], seconds)
-            row(f"  SNPR, {name}", [snpr(s, m) for s, (_, m) in zip(scores, scenes, strict=True)], 0.0)
+            for power in (28, HALF):
+                row(f"  SNPR after rank^{power}", [snpr(s, m, power) for s, (_, m) in zip(scores, scenes, strict=True)], 0.0)
         for seed in range(options.seeds if arm != "classical" else 0):
             start = time.perf_counter()
             maps = [DirectDetection(seed=seed, **ARMS[arm]).score(image) for image, _ in scenes]
@@ -119,8 +124,8 @@ def main() -> None:
             both = [standard(s) + standard(c) for s, c in zip(maps, classical, strict=True)]
             row(f"{arm}, seed {seed}", [measured(s, m) for s, (_, m) in zip(maps, scenes, strict=True)], seconds)
             row(f"{arm} fused, seed {seed}", [measured(s, m) for s, (_, m) in zip(both, scenes, strict=True)], seconds)
-            if arm == "direct":
-                row(f"  SNPR, {arm}, seed {seed}", [snpr(s, m) for s, (_, m) in zip(maps, scenes, strict=True)], 0.0)
+            for power in (28, HALF):
+                row(f"  SNPR after rank^{power}", [snpr(s, m, power) for s, (_, m) in zip(maps, scenes, strict=True)], 0.0)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from bench_direct import measured, snpr, standard
 from torch import Tensor
 
 from anomseg.data.read_scene import find_scenes, read_scene
 from anomseg.functional.area_rx import fused_rx
-from anomseg.functional.score_curves import auroc
-from anomseg.functional.score_histogram import count_scores
+from anomseg.functional.rx import global_rx
 from anomseg.functional.simulation import AnomalySimulation
 from anomseg.methods.direct import DirectDetection, DirectTraining
 
@@ -92,14 +92,6 @@ def train(folder: Path, arms: list[str], seeds: list[int]) -> None:
             print(f"{name}, seed {seed}: {made} maps in {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def measured(score: Tensor, mask: Tensor) -> float:
-    return float(auroc(count_scores([score.flatten()], [score[mask == 1]])))
-
-
-def standard(score: Tensor) -> Tensor:
-    return (score - score.mean()) / score.std()
-
-
 def figures(folder: Path, name: str, classical: list[Tensor]) -> Tensor | None:
     """Read an arm's maps: (seeds + 1, 2, scenes) AUROC alone and fused; the last row is of the seeds' mean map."""
     held = scenes()
@@ -117,6 +109,18 @@ def figures(folder: Path, name: str, classical: list[Tensor]) -> Tensor | None:
     return torch.tensor(values)
 
 
+def signal(folder: Path, held: list[tuple[str, Tensor, Tensor]], classical: list[Tensor]) -> None:
+    """Print the SNPR of global RX, the classical fusion and the mean map of the default's seeds, mean over the scenes."""
+    paths = [sorted(folder.glob(f"default--*--{scene}.pt")) for scene, _, _ in held]
+    net = [torch.stack([standard(torch.load(path).float()) for path in row]).mean(0) for row in paths]
+    maps = {"global RX": [global_rx(image) for _, image, _ in held], "classical fusion": classical, "default": net}
+    for power in (28, 693):
+        for name, scores in maps.items():
+            values = [snpr(score, mask, power) for score, (_, _, mask) in zip(scores, held, strict=True)]
+            cells = " ".join(f"{v:.1f}" for v in values)
+            print(f"SNPR after rank^{power}, {name}: {cells}  mean {sum(values) / len(values):.1f}")
+
+
 def table(folder: Path, arms: list[str]) -> None:
     held = scenes()
     hydice = [scene for scene, _, _ in held].index("hydice_urban")
@@ -131,6 +135,7 @@ def table(folder: Path, arms: list[str]) -> None:
                 cells.append(f"{column.mean():.4f} ± {column.std(correction=min(1, len(runs) - 1)):.4f}")
         both = "  ".join(f"{v.mean():.4f} / {v.min():.4f}" for v in value[-1])
         print(f"{name} | {len(value) - 1} | " + " | ".join(cells) + f" | {both}")
+    signal(folder, held, classical)
     for kind, title in ((0, "alone"), (1, "fused")):
         means = torch.stack([value[:-1, kind].mean(0) for value in found.values()])  # (arms, scenes)
         others = (means.sum(1, keepdim=True) - means) / (len(held) - 1)

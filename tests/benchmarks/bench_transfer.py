@@ -1,4 +1,4 @@
-"""Measure direct detection with shared weights: python tests/benchmarks/bench_transfer.py each|all|others [--epochs N --nets N --seeds ...].
+"""Measure shared weights: python tests/benchmarks/bench_transfer.py each|all|others [--epochs N --nets N --seeds ...].
 
 `each` teaches on one scene and scores every scene (the matrix), `all` teaches on all scenes without their truth and scores them, `others`
 teaches on all but one and scores that one. ANOMSEG_DATA names the folder that holds hyperspectral/*.mat.
