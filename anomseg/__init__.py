@@ -15,55 +15,76 @@ if TYPE_CHECKING:
     from anomseg.calibration.quantile import QuantileCalibration, RankCalibration
     from anomseg.callbacks.scene_writer import SceneWriter
     from anomseg.checkpoint import load
+    from anomseg.data.augment import Albumentations, FlipRotate
+    from anomseg.data.class_rule import ClassAsNormal, ClassTable, IndexThreshold
     from anomseg.data.hyperspectral import HyperspectralDataModule
+    from anomseg.data.image_folders import FolderLayout
+    from anomseg.data.image_split import NameSplit, ShareSplit
     from anomseg.data.read_scene import read_scene
+    from anomseg.data.remote_sensing import RemoteSensingDataModule
     from anomseg.data.synthetic import SyntheticDataModule
     from anomseg.functional.area_rx import area_filtered_rx, fuse_scores, pca_local_rx
     from anomseg.functional.crd import pca_collaborative_representation
+    from anomseg.functional.filter_bank import filter_bank
     from anomseg.functional.rx import global_rx, local_rx
     from anomseg.methods.area_rx import AreaRX, FusedRX
     from anomseg.methods.base import AnomalySegmenter
     from anomseg.methods.crd import CRD
     from anomseg.methods.direct import DirectDetection
+    from anomseg.methods.direct_training import DirectTraining
     from anomseg.methods.direct_transfer import TransferDetection
     from anomseg.methods.rx import RX
-    from anomseg.metrics.pixel import (
-        Detectability,
-        F1Max,
-        FPRAtTPR,
-        ImageAUROC,
-        PixelAUROC,
-        PixelAveragePrecision,
-        ThresholdAtFPR,
-    )
+    from anomseg.methods.svdd import SVDD
+    from anomseg.methods.svdd_inputs import Texture
+    from anomseg.methods.svdd_training import SVDDTraining
+    from anomseg.metrics.pixel import Detectability, F1Max, FPRAtTPR, ImageAUROC, PixelAUROC, PixelAveragePrecision, ThresholdAtFPR
     from anomseg.metrics.region import PerRegionOverlap
+    from anomseg.nets.descriptor import PixelDescriptor
+    from anomseg.nets.patch_descriptor import PatchDescriptor, TimmDescriptor
     from anomseg.sample import IGNORE, check_sample
 
 __all__ = [  # spelled out for editors and type checkers; a test compares it with the table
     "CRD",
     "IGNORE",
     "RX",
+    "SVDD",
+    "Albumentations",
     "AnomalySegmenter",
     "AreaRX",
+    "ClassAsNormal",
+    "ClassTable",
     "Detectability",
     "DirectDetection",
+    "DirectTraining",
     "F1Max",
     "FPRAtTPR",
+    "FlipRotate",
+    "FolderLayout",
     "FusedRX",
     "HyperspectralDataModule",
     "ImageAUROC",
+    "IndexThreshold",
+    "NameSplit",
+    "PatchDescriptor",
     "PerRegionOverlap",
     "PixelAUROC",
     "PixelAveragePrecision",
+    "PixelDescriptor",
     "QuantileCalibration",
     "RankCalibration",
+    "RemoteSensingDataModule",
+    "SVDDTraining",
     "SceneWriter",
+    "ShareSplit",
     "SyntheticDataModule",
+    "Texture",
     "ThresholdAtFPR",
+    "TimmDescriptor",
     "TransferDetection",
     "__version__",
     "area_filtered_rx",
     "check_sample",
+    "filter_bank",
     "fuse_scores",
     "global_rx",
     "load",

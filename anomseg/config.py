@@ -36,7 +36,7 @@ def describe(value: Any, where: str = "value") -> Any:
     """Turn a value into plain data.
 
     Numbers and strings stay, containers become lists and dicts, a dataclass of this library becomes a dict of its fields (the command line
-    takes it in this form), any other object of this library {class_path, init_args}.
+    takes it in this form), any other object of this library, or a dataclass under an abstract class, becomes {class_path, init_args}.
     """
     if isinstance(value, PLAIN):
         return value
@@ -47,7 +47,8 @@ def describe(value: Any, where: str = "value") -> Any:
     if isinstance(value, Mapping):
         return {str(k): describe(v, where) for k, v in value.items()}
     cls = type(value)
-    if dataclasses.is_dataclass(cls) and cls.__module__.split(".")[0] == "anomseg":
+    # A dataclass that is one of several kinds needs its class path.
+    if dataclasses.is_dataclass(cls) and cls.__module__.split(".")[0] == "anomseg" and not any(map(inspect.isabstract, cls.__mro__)):
         return {f.name: describe(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value) if f.init}
     if cls.__module__.split(".")[0] == "anomseg":
         return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments_of(value)}
@@ -68,10 +69,17 @@ def build(value: Any, dataclass: type | None = None) -> Any:
         ValueError: a class path lies outside this library.
     """
     if isinstance(value, Mapping) and "class_path" in value:
-        return locate(value["class_path"])(**{k: build(v) for k, v in (value.get("init_args") or {}).items()})
+        found: Any = locate(value["class_path"])
+        arguments = {k: build(v) for k, v in (value.get("init_args") or {}).items()}
+        return found(**(_with_tuples(arguments) if dataclasses.is_dataclass(found) else arguments))
     if isinstance(value, Mapping) and dataclass is not None:
-        return dataclass(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+        return dataclass(**_with_tuples(value))
     return [build(v) for v in value] if isinstance(value, list) else value
+
+
+def _with_tuples(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn lists into tuples, which the fields of frozen dataclasses are."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
 
 
 def locate(class_path: str) -> Any:

@@ -40,7 +40,9 @@ TABLE: tuple[Entry, ...] = (
     Entry("CRD", "anomseg.methods.crd", "method", "what remains of a pixel when its neighbours rebuild it"),
     Entry("DirectDetection", "anomseg.methods.direct", "method", "a small net taught on each scene by pseudo labels and simulation"),
     Entry("TransferDetection", "anomseg.methods.direct_transfer", "method", "direct detection with one set of weights for any sensor"),
+    Entry("SVDD", "anomseg.methods.svdd", "method", "normal pixels drawn into a sphere, and how badly a pixel fits them"),
     Entry("HyperspectralDataModule", "anomseg.data.hyperspectral", "data", "cubes from MATLAB, ENVI, GeoTIFF and NumPy files"),
+    Entry("RemoteSensingDataModule", "anomseg.data.remote_sensing", "data", "folders of images with class masks, some classes as normal"),
     Entry("SyntheticDataModule", "anomseg.data.synthetic", "data", "seeded scenes with implanted targets; needs no files"),
     Entry(
         "QuantileCalibration", "anomseg.calibration.quantile", "calibration", "two quantiles of the normal scores become fixed heat values"
@@ -66,6 +68,21 @@ TABLE: tuple[Entry, ...] = (
     Entry("IGNORE", "anomseg.sample", "contract", "the mask value of void pixels, 255"),
     Entry("check_sample", "anomseg.sample", "contract", "checks a batch against the contract"),
     Entry("read_scene", "anomseg.data.read_scene", "function", "reads one scene from a file"),
+    Entry("ClassAsNormal", "anomseg.data.class_rule", "contract", "which classes are normal, and which are ignored"),
+    Entry("ClassTable", "anomseg.data.class_rule", "contract", "names, ids and colours of classes"),
+    Entry("IndexThreshold", "anomseg.data.class_rule", "contract", "two classes from a band index such as NDWI"),
+    Entry("FolderLayout", "anomseg.data.image_folders", "contract", "where images and masks lie in a folder"),
+    Entry("ShareSplit", "anomseg.data.image_split", "contract", "seeded shares of images or blocks for each stage"),
+    Entry("NameSplit", "anomseg.data.image_split", "contract", "listed images for each stage"),
+    Entry("FlipRotate", "anomseg.data.augment", "contract", "flips and quarter turns of any bands"),
+    Entry("Albumentations", "anomseg.data.augment", "contract", "a pipeline of albumentations for up to 4 bands"),
+    Entry("SVDDTraining", "anomseg.methods.svdd_training", "contract", "losses of an SVDD and the rules of its centre and radius"),
+    Entry("Texture", "anomseg.methods.svdd_inputs", "contract", "the filter bank before an SVDD's net"),
+    Entry("DirectTraining", "anomseg.methods.direct_training", "contract", "what the net of direct detection learns from"),
+    Entry("PatchDescriptor", "anomseg.nets.patch_descriptor", "contract", "15 x 15 patches of every pixel at several scales"),
+    Entry("PixelDescriptor", "anomseg.nets.descriptor", "contract", "a pixel's own values, for spectra and features"),
+    Entry("TimmDescriptor", "anomseg.nets.patch_descriptor", "contract", "the feature pyramid of any timm encoder"),
+    Entry("filter_bank", "anomseg.functional.filter_bank", "function", "texture and colour of every pixel at several scales"),
 )
 
 BY_NAME = {entry.name: entry for entry in TABLE}

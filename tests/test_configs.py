@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
+from PIL import Image
 
 from anomseg.__main__ import main
 from anomseg.data.synthetic_scenes import synthetic_scene
@@ -15,20 +16,41 @@ QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false
 SHORT = ["--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"]
 
 
-def data_options(config, folder):
-    """Give options that put small scenes of the right kind in the place of the user's."""
-    domain = config.stem.rpartition("_")[2]
-    if domain == "synthetic":
-        return ["--data.count", "2", "--data.size", "[48,48]"]
+def cubes(folder):
+    """Write two small scenes of 24 bands."""
     for seed in range(2):
         scene = synthetic_scene("hyperspectral", (48, 48), seed, 24)
         cube = np.nan_to_num(scene.image.numpy()).transpose(1, 2, 0)
         scipy.io.savemat(folder / f"scene-{seed}.mat", {"data": cube, "map": (scene.mask == 1).numpy().astype(np.uint8)})
-    return ["--data.root", str(folder)]
+    return []
+
+
+def tiles(folder):
+    """Write seven small tiles with masks, of which two are tested."""
+    for name in ("image", "label"):
+        (folder / name).mkdir()
+    for seed in range(7):
+        generator = np.random.default_rng(seed)
+        mask = np.zeros((48, 48), np.uint8)
+        mask[:, 20:30] = 255
+        picture = generator.integers(0, 60, (48, 48, 3)) + 100 * (mask > 0)[..., None]
+        Image.fromarray(picture.astype(np.uint8)).save(folder / "image" / f"{seed}.png")
+        Image.fromarray(mask).save(folder / "label" / f"{seed}.png")
+    return ["--data.tile", "32", "--data.crops", "1"]
+
+
+def data_options(config, folder):
+    """Give options that put small scenes of the right kind in the place of the user's."""
+    domain = "remote_sensing" if config.stem.endswith("remote_sensing") else config.stem.rpartition("_")[2]
+    if domain == "synthetic":
+        return ["--data.count", "2", "--data.size", "[48,48]"]
+    return ["--data.root", str(folder), *{"hyperspectral": cubes, "remote_sensing": tiles}[domain](folder)]
 
 
 def model_options(config):
-    """Give options that shorten what is trained where scenes are scored."""
+    """Give options that fit the small scenes, and shorten what is trained where scenes are scored."""
+    if config.stem == "svdd_hyperspectral":
+        return ["--model.in_channels", "24"]
     return ["--model.recipe.nets", "1", "--model.recipe.implants", "4"] if config.stem.startswith("direct") else []
 
 

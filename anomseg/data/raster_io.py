@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from anomseg.errors import SceneFormatError, SceneNotFoundError
+from anomseg.functional.windows import Window
 
 ENVI_DATA_SUFFIXES = ("", ".img", ".dat", ".bil", ".bip", ".bsq", ".raw")
 Transform = tuple[float, float, float, float, float, float]
@@ -41,7 +42,18 @@ class Raster:
     crs: str | None
 
 
-def read_raster(path: Path) -> Raster:
+def raster_shape(path: Path) -> tuple[int, int, int]:
+    """Read the (bands, height, width) that `read_raster` returns, from the header alone.
+
+    Raises:
+        SceneNotFoundError: the file is missing.
+        SceneFormatError: the file is no raster.
+    """
+    with _opened(path) as dataset:
+        return len(_good_bands(dataset, path)), int(dataset.height), int(dataset.width)
+
+
+def read_raster(path: Path, window: Window | None = None) -> Raster:
     """Read all bands of an ENVI file (header or data), a GeoTIFF or another GDAL raster.
 
     ENVI headers are honoured: bands marked bad in ``bbl`` are dropped, ``data ignore value`` marks pixels without data, and values are
@@ -49,6 +61,7 @@ def read_raster(path: Path) -> Raster:
 
     Args:
         path: the raster; for ENVI the ``.hdr`` or the data file beside it.
+        window: (row, column, height, width) in pixels; None reads the whole raster, a window nothing beyond its blocks.
 
     Returns:
         The bands in file order, with validity, wavelengths and georeference.
@@ -59,14 +72,15 @@ def read_raster(path: Path) -> Raster:
     """
     with _opened(path) as dataset:
         bands = _good_bands(dataset, path)
-        image = dataset.read(bands)
-        valid = (dataset.read_masks(bands) > 0).all(axis=0)
+        part = _part(window)
+        image = dataset.read(bands, window=part)
+        valid = (dataset.read_masks(bands, window=part) > 0).all(axis=0)
         envi = dataset.tags(ns="ENVI")
         if "reflectance_scale_factor" in envi:
             image = (image / float(envi["reflectance_scale_factor"])).astype(np.float32)
         wavelength = _wavelengths(dataset, bands)
         crs = dataset.crs.to_wkt() if dataset.crs else None
-        transform = None if dataset.transform.is_identity else _six(dataset.transform)
+        transform = None if dataset.transform.is_identity else _six(dataset.transform, window)
         return Raster(image, valid, wavelength, transform, crs)
 
 
@@ -84,14 +98,38 @@ def read_raster_mask(path: Path) -> np.ndarray[Any, Any]:
         SceneNotFoundError: the file is missing.
         SceneFormatError: the file is cut short or no raster.
     """
+    bands, nodata = read_mask_bands(path)
+    values = bands.max(axis=0)
+    if values.dtype.kind == "c":
+        raise SceneFormatError(f"Expected a real truth map in '{path}', but got {values.dtype}. Store 0, 1 and 255 as integers.")
+    mask: np.ndarray[Any, Any] = values.astype(np.float32)
+    if nodata:
+        mask[values == nodata] = np.nan
+    return mask
+
+
+def read_mask_bands(path: Path, window: Window | None = None) -> tuple[np.ndarray[Any, Any], float | None]:
+    """Read the stored values of a truth map: class ids, grey values or colours.
+
+    Args:
+        path: the raster; palette images give their indices.
+        window: (row, column, height, width) in pixels; None reads all.
+
+    Returns:
+        (C, H, W) in the stored dtype, alpha left out, and the file's no-data value or None.
+
+    Raises:
+        SceneNotFoundError: the file is missing.
+        SceneFormatError: the file is cut short or no raster.
+    """
     with _opened(path) as dataset:
-        values = dataset.read(_colour_bands(dataset)).max(axis=0)
-        if values.dtype.kind == "c":
-            raise SceneFormatError(f"Expected a real truth map in '{path}', but got {values.dtype}. Store 0, 1 and 255 as integers.")
-        mask: np.ndarray[Any, Any] = values.astype(np.float32)
-        if dataset.nodata:
-            mask[values == dataset.nodata] = np.nan
-        return mask
+        return dataset.read(_colour_bands(dataset), window=_part(window)), dataset.nodata
+
+
+def _part(window: Window | None) -> Any:
+    from rasterio.windows import Window as Part
+
+    return None if window is None else Part(window[1], window[0], window[3], window[2])
 
 
 def write_geotiff(
@@ -278,6 +316,7 @@ def _numbers(text: str) -> list[float]:
     return [float(number) for number in re.findall(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?", text)]
 
 
-def _six(transform: Any) -> Transform:
+def _six(transform: Any, window: Window | None) -> Transform:
     a, b, c, d, e, f = (float(value) for value in tuple(transform)[:6])
-    return a, b, c, d, e, f
+    row, column = (0, 0) if window is None else window[:2]
+    return a, b, c + a * column + b * row, d, e, f + d * column + e * row

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, final
+from typing import Any, Literal, Protocol, final, runtime_checkable
 
 import lightning.pytorch as L
 import torch
 import torch.distributed
-from torch.utils.data import DataLoader, DistributedSampler, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
+from anomseg.data.crops import CropDataset, VisitSampler
 from anomseg.data.sampler import UnpaddedSampler
 from anomseg.data.scene import Scene
 from anomseg.data.scene_dataset import MaskRule, SceneDataset, SceneLoader, calibration_mask, full_mask, held_out_mask
@@ -21,15 +23,43 @@ from anomseg.functional.windows import tile_windows
 from anomseg.sample import ANOMALY, IGNORE, NORMAL, collate
 
 Loader = DataLoader[dict[str, Any]]
+CACHE_BYTES = 2**29  # scenes kept in memory, by all loader workers together
+
+
+Stage = Literal["train", "val", "test", "predict"]
+STAGES: dict[str | None, tuple[Stage, ...]] = {  # what Lightning's stages read; those that are missing here are read when asked for
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+    None: ("train", "val"),
+}
 
 
 @dataclass(frozen=True)
-class _SceneFacts:
-    """Keep what the checks learned of a scene, without its pixels."""
+class SceneFacts:
+    """Keep what the checks learned of a scene, without its pixels.
+
+    Attributes:
+        name: of the scene.
+        size: (height, width) in pixels.
+        has_truth: whether it has a mask.
+    """
 
     name: str
     size: tuple[int, int]
     has_truth: bool
+
+
+@runtime_checkable
+class KnownScene(Protocol):
+    """Load a scene, and know its facts before it is loaded: such scenes are not read to be checked."""
+
+    def __call__(self) -> Scene:
+        """Load the scene."""
+
+    def facts(self) -> SceneFacts:
+        """Give its facts."""
 
 
 class SceneDataModule(L.LightningDataModule, ABC):
@@ -42,7 +72,8 @@ class SceneDataModule(L.LightningDataModule, ABC):
     * **test**: all pixels, as published figures count them, or with ``test_on="held_out"`` those outside of the calibration blocks.
     * **predict**: all pixels; a scene without truth has mask 0 where there is data.
 
-    A subclass writes ``scenes()`` and hands these arguments on; the hooks below are final.
+    A subclass writes ``scenes()`` and hands these arguments on; one whose stages have scenes of their own also writes ``scenes_of()`` and
+    ``dataset()``. The hooks of Lightning are final.
     """
 
     def __init__(
@@ -59,7 +90,7 @@ class SceneDataModule(L.LightningDataModule, ABC):
         """Store the arguments, each as an attribute of its name.
 
         Args:
-            batch_size: samples a batch; 1 for whole scenes of different sizes or band counts.
+            batch_size: samples a batch; 1 for scenes of different band counts. Samples of different sizes are evaluated one by one.
             num_workers: loader processes; 0 loads in the main one.
             tile: side of a tile in pixels; None serves whole scenes.
             overlap: pixels that neighbouring tiles share at least, 0 to ``tile - 1``.
@@ -93,8 +124,9 @@ class SceneDataModule(L.LightningDataModule, ABC):
         self.calibration_block = calibration_block
         self.test_on = test_on
         self.seed = seed
-        self._loaders: list[SceneLoader] = []
-        self._facts: list[_SceneFacts] = []
+        self._all: list[SceneLoader] = []
+        self._facts: dict[SceneLoader, SceneFacts] = {}
+        self._of_stage: dict[Stage, list[SceneLoader]] = {}
 
     @abstractmethod
     def scenes(self) -> Sequence[SceneLoader]:
@@ -104,9 +136,35 @@ class SceneDataModule(L.LightningDataModule, ABC):
             Loaders without arguments, picklable, that return a ``Scene`` each.
         """
 
+    def scenes_of(self, stage: Stage) -> Sequence[SceneLoader]:
+        """List the scenes of one stage: every scene serves every stage here.
+
+        Args:
+            stage: what they are for.
+
+        Returns:
+            Loaders as those of ``scenes()``.
+        """
+        if not self._all:
+            self._all = list(self.scenes())
+        return self._all
+
+    def dataset(self, stage: Stage) -> SceneDataset | CropDataset:
+        """Build the samples of one stage.
+
+        Args:
+            stage: what they are for; all but training need a ``SceneDataset``.
+
+        Returns:
+            Whole scenes or tiles, with the truth that counts in that stage.
+        """
+        held_out = stage == "test" and self.test_on == "held_out"
+        rule = self.block_rule(calibration_mask) if stage == "val" else self.block_rule(held_out_mask) if held_out else full_mask
+        return self.scene_dataset(stage, rule)
+
     @final
     def setup(self, stage: str | None = None) -> None:
-        """Read and check every scene once, before anything is trained.
+        """Read and check every scene of the stage once, before anything is trained.
 
         Args:
             stage: ``"fit"``, ``"validate"``, ``"test"``, ``"predict"``, or None.
@@ -116,65 +174,90 @@ class SceneDataModule(L.LightningDataModule, ABC):
             SceneNotFoundError: a file or folder is missing.
             SceneFormatError: a file does not hold a scene.
         """
-        if not self._facts:
-            loaders = list(self.scenes())
-            if not loaders:
-                raise ValueError(f"Expected at least one scene from {type(self).__name__}.scenes(), but got none.")
-            facts = [_inspect(load()) for load in loaders]
-            names = [fact.name for fact in facts]
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
+        for served in STAGES[stage]:
+            loaders = self._checked(served)
+            lacking = [self._facts[load].name for load in loaders if not self._facts[load].has_truth]
+            if stage == "test" and lacking:
                 raise ValueError(
-                    f"Expected scenes of different names, which name their outputs, but got {twice} more than once. Rename the files."
+                    f"Expected a truth for every scene to test, but {lacking} have none. "
+                    "Give their masks (mask_root=, mask_key=), leave these scenes out, or use predict instead."
                 )
-            self._loaders, self._facts = loaders, facts
-        lacking = [fact.name for fact in self._facts if not fact.has_truth]
-        if stage == "test" and lacking:
-            raise ValueError(
-                f"Expected a truth for every scene to test, but {lacking} have none. "
-                "Give their masks (mask_root=, mask_key=), leave these scenes out, or use predict instead."
-            )
 
     @final
     def train_dataloader(self) -> Loader:
         """Give all samples in an order seeded by (seed, epoch); ranks get equally many, by repeats where needed."""
-        dataset = self._dataset(full_mask)
+        dataset = self.dataset("train")
         world, rank = _world()
-        return self._loader(dataset, DistributedSampler(dataset, num_replicas=world, rank=rank, shuffle=True, seed=self.seed))
+        kind: type[DistributedSampler[Any]] = VisitSampler if isinstance(dataset, CropDataset) else DistributedSampler
+        return self._loader(dataset, self.batch_size, kind(dataset, num_replicas=world, rank=rank, shuffle=True, seed=self.seed))
 
     @final
     def val_dataloader(self) -> Loader:
-        """Give whole images with the truth inside the calibration blocks, 255 elsewhere."""
-        return self._evaluation_loader(self._block_rule(calibration_mask))
+        """Give whole images with the truth inside the calibration blocks, 255 elsewhere, or the scenes that are there to validate."""
+        return self._evaluation_loader("val")
 
     @final
     def test_dataloader(self) -> Loader:
         """Give all pixels, or with ``test_on="held_out"`` 255 inside the calibration blocks."""
-        return self._evaluation_loader(full_mask if self.test_on == "all" else self._block_rule(held_out_mask))
+        return self._evaluation_loader("test")
 
     @final
     def predict_dataloader(self) -> Loader:
         """Give all pixels, with the truth where there is one."""
-        return self._evaluation_loader(full_mask)
+        return self._evaluation_loader("predict")
 
-    def _block_rule(self, rule: Any) -> MaskRule:
+    @final
+    def block_rule(self, rule: Any) -> MaskRule:
+        """Bind ``calibration_mask`` or ``held_out_mask`` to the blocks of this module."""
         return partial(rule, block=self.calibration_block, share=self.calibration_share, seed=self.seed)
 
-    def _dataset(self, rule: MaskRule) -> SceneDataset:
-        if not self._facts:
-            self.setup()
-        return SceneDataset(self._loaders, self.tile, self.overlap, rule, [fact.size for fact in self._facts])
+    @final
+    def scene_dataset(self, stage: Stage, rule: MaskRule, tiled: bool = True) -> SceneDataset:
+        """Serve the scenes of a stage.
 
-    def _evaluation_loader(self, rule: MaskRule) -> Loader:
-        dataset = self._dataset(rule)
+        Args:
+            stage: whose scenes.
+            rule: picks the truth that counts.
+            tiled: whether in tiles, where there is a tile size.
+
+        Returns:
+            The samples.
+        """
+        loaders = self._checked(stage)
+        sizes = [self._facts[load].size for load in loaders]
+        held = CACHE_BYTES // max(1, self.num_workers)  # each worker holds scenes of its own
+        return SceneDataset(loaders, self.tile if tiled else None, self.overlap if tiled else 0, rule, sizes, held)
+
+    def _checked(self, stage: Stage) -> list[SceneLoader]:
+        if stage not in self._of_stage:
+            loaders = list(self.scenes_of(stage))
+            if not loaders:
+                raise ValueError(f"Expected at least one scene from {type(self).__name__}.scenes(), but got none.")
+            for load in loaders:
+                if load not in self._facts:
+                    self._facts[load] = load.facts() if isinstance(load, KnownScene) else _inspect(load())
+            names = [self._facts[load].name for load in loaders]
+            twice = sorted({name for name, times in Counter(names).items() if times > 1})
+            if twice:
+                raise ValueError(
+                    f"Expected scenes of different names, which name their outputs, but got {twice} more than once. Rename the files."
+                )
+            self._of_stage[stage] = loaders
+        return self._of_stage[stage]
+
+    def _evaluation_loader(self, stage: Stage) -> Loader:
+        dataset = self.dataset(stage)
+        if not isinstance(dataset, SceneDataset):
+            raise TypeError(f"Expected a SceneDataset to evaluate, but got {type(dataset).__name__} from dataset('{stage}').")
         world, rank = _world()
-        return self._loader(dataset, UnpaddedSampler(dataset, world, rank, groups=dataset.groups) if world > 1 else None)
+        sampler = UnpaddedSampler(dataset, world, rank, groups=dataset.groups) if world > 1 else None
+        return self._loader(dataset, self.batch_size if dataset.of_one_size else 1, sampler)
 
-    def _loader(self, dataset: SceneDataset, sampler: Sampler[int] | None) -> Loader:
+    def _loader(self, dataset: Dataset[dict[str, Any]], batch_size: int, sampler: Sampler[Any] | None) -> Loader:
         # No pin_memory: torch turns the metadata's tuples into lists while it pins.
         return DataLoader(
             dataset,
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate,
@@ -188,7 +271,7 @@ def _world() -> tuple[int, int]:
     return 1, 0
 
 
-def _inspect(scene: Scene) -> _SceneFacts:
+def _inspect(scene: Scene) -> SceneFacts:
     counted = torch.isfinite(scene.image).all(dim=0)
     if not bool(counted.any()):
         raise ValueError(
@@ -208,4 +291,4 @@ def _inspect(scene: Scene) -> _SceneFacts:
                     f"The mask of scene '{scene.name}' holds no {kind} pixel ({value}): metrics that compare both are undefined.",
                     stacklevel=2,
                 )
-    return _SceneFacts(scene.name, scene.size, scene.mask is not None)
+    return SceneFacts(scene.name, scene.size, scene.mask is not None)

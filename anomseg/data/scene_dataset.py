@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,22 @@ from anomseg.sample import IGNORE, NORMAL
 
 SceneLoader = Callable[[], Scene]
 MaskRule = Callable[[Tensor | None, tuple[int, int]], Tensor]
+_KEPT_SIZES = 8
+
+
+@runtime_checkable
+class PartialScene(Protocol):
+    """Load a scene, or a part of it without reading the rest."""
+
+    def __call__(self) -> Scene:
+        """Load the scene."""
+
+    def part(self, window: Window) -> Scene:
+        """Load the part of a window, with the transform of the whole scene."""
+
+    @property
+    def nbytes(self) -> int:
+        """Give the bytes that the whole image takes in memory."""
 
 
 def full_mask(mask: Tensor | None, size: tuple[int, int]) -> Tensor:
@@ -118,8 +134,12 @@ class SceneDataset(Dataset[dict[str, Any]]):
         self.tile = tile
         self.overlap = overlap
         self.mask_rule = mask_rule
+        self.sizes = sizes
         self.cache_bytes = cache_bytes
         self._cache: OrderedDict[int, tuple[Scene, Tensor]] = OrderedDict()
+        self._kept: dict[tuple[int, int], Tensor] = {}
+        partial_scenes = [scene for scene in self.scenes if isinstance(scene, PartialScene)]
+        self._reads_parts = len(partial_scenes) == len(self.scenes) and sum(s.nbytes for s in partial_scenes) > cache_bytes
         self.windows: list[tuple[int, Window]] | None = None
         if tile is not None:
             known = sizes or [self._scene(index)[0].size for index in range(len(scenes))]
@@ -129,6 +149,13 @@ class SceneDataset(Dataset[dict[str, Any]]):
     def groups(self) -> list[int]:
         """Give the scene index of every sample, which keeps a scene's tiles on one rank."""
         return list(range(len(self.scenes))) if self.windows is None else [index for index, _ in self.windows]
+
+    @property
+    def of_one_size(self) -> bool:
+        """Say whether all samples are known to have one height and width, so that they stack."""
+        if self.windows is not None:
+            return len({window[2:] for _, window in self.windows}) == 1
+        return self.sizes is not None and len(set(self.sizes)) == 1
 
     def __len__(self) -> int:
         return len(self.scenes) if self.windows is None else len(self.windows)
@@ -148,19 +175,49 @@ class SceneDataset(Dataset[dict[str, Any]]):
         """
         index = range(len(self))[index]
         which, window = (index, None) if self.windows is None else self.windows[index]
+        return self.cut(which, window)
+
+    def cut(self, which: int, window: Window | None = None) -> dict[str, Any]:
+        """Cut any window out of a scene.
+
+        Args:
+            which: index of the scene.
+            window: (row, column, height, width) within the scene, in pixels; None is the whole of it.
+
+        Returns:
+            A sample as `__getitem__` returns it.
+        """
         scene, mask = self._scene(which)
         row, column, height, width = window = window or (0, 0, *scene.size)
         rows, columns = slice(row, row + height), slice(column, column + width)
-        return {
-            "image": scene.image[:, rows, columns].clone(),
-            "mask": mask[rows, columns].clone(),
-            "name": scene.name,
-            "window": window,
-            "scene_size": scene.size,
-            "transform": scene.transform,
-            "crs": scene.crs,
-            "wavelength": scene.wavelength,
-        }
+        return _sample(scene, scene.image[:, rows, columns].clone(), mask[rows, columns].clone(), window, scene.size)
+
+    def cut_once(self, which: int, window: Window) -> dict[str, Any]:
+        """Cut a window that no other one follows: of scenes that do not all fit in memory, only this part is read if that can be done.
+
+        The rule then picks its pixels without a look at the truth, as the rules of this module do anyway.
+
+        Args:
+            which: index of the scene.
+            window: (row, column, height, width) within the scene, in pixels.
+
+        Returns:
+            The sample that ``cut`` returns.
+        """
+        load = self.scenes[which]
+        if not self._reads_parts or which in self._cache or not isinstance(load, PartialScene):
+            return self.cut(which, window)
+        scene, size = load.part(window), self.size_of(which)
+        if size not in self._kept:
+            self._kept = {} if len(self._kept) == _KEPT_SIZES else self._kept
+            self._kept[size] = self.mask_rule(None, size) != IGNORE
+        row, column, height, width = window
+        counted = self._kept[size][row : row + height, column : column + width] & torch.isfinite(scene.image).all(dim=0)
+        return _sample(scene, scene.image, full_mask(scene.mask, scene.size).masked_fill_(~counted, IGNORE), window, size)
+
+    def size_of(self, which: int) -> tuple[int, int]:
+        """Give (height, width) of a scene in pixels; the scene is read where sizes were not given."""
+        return self._scene(which)[0].size if self.sizes is None else self.sizes[which]
 
     def _scene(self, index: int) -> tuple[Scene, Tensor]:
         if index not in self._cache:
@@ -174,4 +231,17 @@ class SceneDataset(Dataset[dict[str, Any]]):
         return self._cache[index]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": OrderedDict()}
+        return {**self.__dict__, "_cache": OrderedDict(), "_kept": {}}
+
+
+def _sample(scene: Scene, image: Tensor, mask: Tensor, window: Window, size: tuple[int, int]) -> dict[str, Any]:
+    return {
+        "image": image,
+        "mask": mask,
+        "name": scene.name,
+        "window": window,
+        "scene_size": size,
+        "transform": scene.transform,
+        "crs": scene.crs,
+        "wavelength": scene.wavelength,
+    }

@@ -160,6 +160,36 @@ def one_class_loss(descriptors: Tensor, centre: Tensor, valid: Tensor) -> Tensor
     return _mean([d.mean() for d in image_distances(descriptors, centre, valid)], descriptors)
 
 
+def contrast_loss(descriptors: Tensor, centre: Tensor, radius: Tensor, valid: Tensor, data: Tensor) -> Tensor:
+    """Tell normal pixels from all pixels by the margin m = d − R²: mean softplus(m) over the normal ones, mean softplus(−m) over all.
+
+    All pixels are a mixture of the normal class and whatever else the scenes hold; which is which is not told. The best margin is
+    ln p_all(z) − ln p_normal(z), so anomalies score high also where they are plainer than the normal class, and nothing is gained by a
+    collapse.
+
+    Args:
+        descriptors: (B, D, H, W).
+        centre: (D,).
+        radius: () > 0, learnt.
+        valid: (B, H, W) bool, the normal pixels that count.
+        data: (B, H, W) bool, all pixels with data, normal ones included.
+
+    Returns:
+        () > 0, a mean over images that hold normal pixels; about 2 ln 2 where nothing tells both apart; 0 without any normal pixel.
+
+    Source:
+        Gutmann and Hyvärinen, "Noise-contrastive estimation", AISTATS 2010, for the logistic loss of a density ratio; learning from
+        positive and unlabelled data after Elkan and Noto, KDD 2008. Its use with the margin of a sphere is ours.
+    """
+    some = valid.flatten(1).any(1)
+    pairs = zip(
+        image_distances(descriptors[some], centre, valid[some]), image_distances(descriptors[some], centre, data[some]), strict=True
+    )
+    square = radius.square()
+    losses = [F.softplus(near - square).mean() + F.softplus(square - every).mean() for near, every in pairs]
+    return _mean(losses, descriptors, radius)
+
+
 def diversity_loss(
     descriptors: Tensor,
     virtual: Tensor,

@@ -7,7 +7,7 @@ import torch
 from rasterio.enums import ColorInterp
 from spectral.io import envi
 
-from anomseg.data.raster_io import envi_data, envi_header, read_raster, read_raster_mask, write_geotiff
+from anomseg.data.raster_io import envi_data, envi_header, raster_shape, read_mask_bands, read_raster, read_raster_mask, write_geotiff
 from anomseg.errors import SceneFormatError, SceneNotFoundError
 
 CUBE = (np.arange(4 * 5 * 3, dtype=np.int16).reshape(4, 5, 3) - 7).copy()
@@ -190,3 +190,24 @@ def test_write_geotiff__leaves_the_old_file_when_it_fails(tmp_path):
 def test_write_geotiff__refuses_other_shapes(tmp_path, shape):
     with pytest.raises(ValueError, match=r"\(H, W\) or \(C, H, W\)"):
         write_geotiff(tmp_path / "a.tif", torch.zeros(shape), None, None)
+
+
+def test_read_raster__reads_a_window_with_its_own_place(tmp_path):
+    bands = CUBE.transpose(2, 0, 1).copy()
+    bands[1, 2, 3] = -9999
+    path = save_tif(tmp_path / "a.tif", bands, transform=rasterio.Affine(*TRANSFORM), nodata=-9999)
+    part, whole = read_raster(path, (1, 2, 3, 2)), read_raster(path)
+    np.testing.assert_array_equal(part.image, whole.image[:, 1:4, 2:4])
+    np.testing.assert_array_equal(part.valid, whole.valid[1:4, 2:4])
+    assert part.transform == (30.0, 0.0, 500060.0, 0.0, -30.0, 4599970.0)
+    np.testing.assert_array_equal(read_mask_bands(path, (1, 2, 3, 2))[0], bands[:, 1:4, 2:4])
+    assert read_mask_bands(path)[1] == -9999
+
+
+def test_raster_shape__is_that_of_what_is_read(tmp_path):
+    for path in (
+        save_tif(tmp_path / "a.tif", CUBE.transpose(2, 0, 1).copy()),
+        save_envi(tmp_path / "b.hdr", bbl=[1, 0, 1]),
+    ):
+        assert raster_shape(path) == read_raster(path).image.shape
+    assert read_raster(tmp_path / "a.tif", (0, 0, 2, 2)).transform is None

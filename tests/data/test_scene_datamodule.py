@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch.utils.data import DistributedSampler
 
+from anomseg.data.crops import CropDataset, Visit
 from anomseg.data.sampler import UnpaddedSampler
 from anomseg.data.scene import Scene
-from anomseg.data.scene_datamodule import SceneDataModule
+from anomseg.data.scene_datamodule import SceneDataModule, SceneFacts
+from anomseg.data.scene_dataset import full_mask
 from anomseg.functional.windows import random_blocks
 from anomseg.sample import METADATA, check_sample
 
@@ -208,3 +210,68 @@ def test_scene_datamodule__refuses_scenes_of_one_name_and_no_scenes():
 def test_scene_datamodule__refuses_arguments_out_of_range(arguments):
     with pytest.raises(ValueError, match="Expected"):
         module(**arguments)
+
+
+def test_scene_datamodule__evaluates_scenes_of_different_sizes_one_by_one():
+    data = Scenes([partial(make_scene, "one"), partial(make_scene, "two", (20, 20))], batch_size=2)
+    assert [batch["name"] for batch in data.test_dataloader()] == [["one"], ["two"]]
+    assert [batch["name"] for batch in module(batch_size=2).test_dataloader()] == [["one", "two"], ["three"]]
+
+
+class Parts(SceneDataModule):
+    def scenes(self):
+        return [*self.scenes_of("train"), *self.scenes_of("test")]
+
+    def scenes_of(self, stage):
+        return [partial(make_scene, "learnt")] if stage in ("train", "val") else [partial(make_scene, "new", truth=stage == "test")]
+
+
+def test_scene_datamodule__serves_scenes_of_their_own_to_stages_that_name_them():
+    data = Parts()
+    data.setup("fit")
+    data.setup("test")
+    loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), data.predict_dataloader())
+    assert [batch["name"] for loader in loaders for batch in loader] == [["learnt"], ["learnt"], ["new"], ["new"]]
+    assert not next(iter(loaders[3]))["mask"].any()
+
+
+class Known:
+    def __init__(self, name, reads):
+        self.name = name
+        self.reads = reads
+
+    def __call__(self):
+        self.reads.append(self.name)
+        return make_scene(self.name)
+
+    def facts(self):
+        return SceneFacts(self.name, (30, 20), True)
+
+
+def test_scene_datamodule__does_not_read_scenes_that_know_their_facts():
+    reads = []
+    data = Scenes([Known("one", reads), Known("two", reads)], tile=10)
+    data.setup("test")
+    assert len(data.test_dataloader()) == 12
+    assert reads == []
+    assert next(iter(data.test_dataloader()))["name"] == ["one"]
+    assert reads == ["one"]
+
+
+class Cropped(Scenes):
+    def dataset(self, stage):
+        if stage == "train":
+            return CropDataset(self.scene_dataset(stage, full_mask, tiled=False), 8, crops=2, seed=self.seed)
+        return super().dataset(stage)
+
+
+def test_scene_datamodule__tells_crops_the_epoch(trainer):
+    recorder, data = Recorder(), Cropped([partial(make_scene, name) for name in ("one", "two")], batch_size=2, tile=10, seed=3)
+    trainer.fit(recorder, data)
+    windows = [
+        sorted(window for batch in recorder.seen["train"][2 * epoch : 2 * epoch + 2] for window in batch["window"]) for epoch in (0, 1)
+    ]
+    expected = CropDataset(data.scene_dataset("train", full_mask, tiled=False), 8, crops=2, seed=3)
+    for epoch in (0, 1):
+        assert windows[epoch] == sorted(expected[Visit(epoch, index)]["window"] for index in range(4))
+    assert windows[0] != windows[1]

@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -149,3 +150,50 @@ def test_mask_rules__leave_the_scene_untouched(rule):
     before = mask.clone()
     rule(mask, (30, 20)).zero_()
     assert torch.equal(mask, before)
+
+
+def test_scene_dataset__cuts_any_window_as_the_whole_holds_it():
+    dataset = SceneDataset([make_scene, partial(make_scene, "two", (9, 8))], tile=8)
+    sample = dataset.cut(0, (2, 3, 7, 5))
+    torch.testing.assert_close(sample["image"], make_scene().image[:, 2:9, 3:8], equal_nan=True)
+    assert sample["mask"][1, 1] == 255
+    assert sample["window"] == (2, 3, 7, 5)
+    assert dataset.cut(1)["image"].shape == (2, 9, 8)
+
+
+class Partial:
+    def __init__(self, reads):
+        self.reads = reads
+        self.nbytes = make_scene().image.nbytes
+
+    def __call__(self):
+        self.reads.append("whole")
+        return make_scene()
+
+    def part(self, window):
+        self.reads.append(window)
+        row, column, height, width = window
+        rows, columns = slice(row, row + height), slice(column, column + width)
+        scene = make_scene()
+        return replace(scene, image=scene.image[:, rows, columns], mask=scene.mask[rows, columns])
+
+
+@pytest.mark.parametrize("rule", [full_mask, calibration_mask, held_out_mask])
+def test_scene_dataset__reads_parts_of_scenes_that_do_not_fit_in_memory(rule):
+    window = (2, 1, 9, 12)
+    reads = []
+    whole, parts = (SceneDataset([Partial(reads)], None, 0, rule, [(30, 20)], cache) for cache in (2**20, 1))
+    expected, sample = whole.cut_once(0, window), parts.cut_once(0, window)
+    assert reads == ["whole", window]
+    torch.testing.assert_close(sample.pop("image"), expected.pop("image"), equal_nan=True)
+    assert torch.equal(sample.pop("mask"), expected.pop("mask"))
+    assert sample == expected
+
+
+def test_scene_dataset__knows_whether_its_samples_stack():
+    scenes, sizes = [make_scene, partial(make_scene, "two", (12, 20))], [(30, 20), (12, 20)]
+    assert not SceneDataset(scenes, sizes=sizes).of_one_size
+    assert not SceneDataset(scenes, tile=16, sizes=sizes).of_one_size
+    assert SceneDataset(scenes, tile=12, sizes=sizes).of_one_size
+    assert SceneDataset(scenes[:1], sizes=sizes[:1]).of_one_size
+    assert SceneDataset(scenes[:1]).size_of(0) == SceneDataset(scenes[:1], sizes=sizes[:1]).size_of(0) == (30, 20)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from anomseg.functional.svdd import (
+    contrast_loss,
     diversity_loss,
     image_distances,
     linear_quantile,
@@ -293,3 +294,51 @@ def test_loss__is_zero_with_zero_gradient_where_nothing_is_valid(loss):
 def test_svdd__says_what_it_expected(call, message):
     with pytest.raises(ValueError, match=message):
         call(descriptors(), valid_mask())
+
+
+def test_contrast_loss__equals_a_loop_over_images():
+    z, valid, radius = descriptors(), valid_mask(), torch.tensor(1.2, dtype=torch.float64)
+    data = valid | (torch.rand(valid.shape, generator=torch.Generator().manual_seed(4)) < 0.5)
+    expected = []
+    for one, near, every in zip(z, valid, data, strict=True):
+        if near.any():
+            margin = (one - CENTRE[:, None, None]).square().sum(0) - radius.square()
+            expected.append(torch.log1p(margin[near].exp()).mean() + torch.log1p((-margin[every]).exp()).mean())
+    torch.testing.assert_close(contrast_loss(z, CENTRE, radius, valid, data), torch.stack(expected).mean())
+
+
+def test_contrast_loss__has_the_gradient_of_finite_differences_and_none_without_normal_pixels():
+    z, valid = descriptors(size=4).requires_grad_(), valid_mask(size=4)
+    radius = torch.tensor(1.2, dtype=torch.float64, requires_grad=True)
+    everything = torch.ones_like(valid)
+    assert torch.autograd.gradcheck(lambda x, r: contrast_loss(x, CENTRE, r, valid, everything), (z, radius))
+    loss = contrast_loss(z, CENTRE, radius, torch.zeros_like(valid), everything)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert not z.grad.any()
+
+
+def test_contrast_loss__is_least_at_the_log_ratio_of_densities():
+    # one channel, centre 0: normal pixels at d = 1, all pixels half at d = 1 and half at d = 9, told apart by a free margin for each
+    margins = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([margins], max_iter=50)
+
+    def loss():
+        optimiser.zero_grad()
+        z = torch.cat([(margins + 4).sqrt()])[None, None, None, [0, 0, 1, 1]]
+        valid = torch.tensor([[[True, True, False, False]]])
+        value = contrast_loss(z, torch.zeros(1, dtype=torch.float64), torch.tensor(2.0), valid, torch.ones_like(valid))
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    assert float(margins[0].detach()) == pytest.approx(math.log(0.5), abs=1e-3)
+    assert float(margins[1].detach()) > 3
+
+
+def test_contrast_loss__reads_no_pixel_without_data():
+    z, valid, radius = descriptors(), valid_mask(), torch.tensor(1.2)
+    data = valid.clone()
+    data[:, :2] = True
+    poisoned = torch.where(data[:, None], z, torch.nan)
+    assert torch.equal(contrast_loss(z, CENTRE, radius, valid, data), contrast_loss(poisoned, CENTRE, radius, valid, data))

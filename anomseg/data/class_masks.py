@@ -1,0 +1,117 @@
+"""Read class masks as stored: ids, black and white, colours, or one file a class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anomseg.data.class_rule import NO_CLASS, ClassTable
+from anomseg.data.hdf5_io import HDF5_SUFFIXES, hdf5_shape, read_hdf5
+from anomseg.data.image_folders import Encoding
+from anomseg.data.raster_io import raster_shape, read_mask_bands
+from anomseg.errors import SceneFormatError
+from anomseg.functional.windows import Window
+from anomseg.sample import IGNORE
+
+LOSSY_SUFFIXES = (".jpg", ".jpeg")
+
+
+def file_shape(path: Path, key: str | None = None) -> tuple[int, int, int]:
+    """Read (bands, height, width) of an image or mask from its header.
+
+    Args:
+        path: a raster or HDF5 file.
+        key: name of the array in an HDF5 file; None takes the only one.
+
+    Raises:
+        SceneNotFoundError: there is no such file.
+        SceneFormatError: it is unreadable.
+        MissingDependencyError: it is HDF5 and h5py is not installed.
+    """
+    return hdf5_shape(path, key) if path.suffix.lower() in HDF5_SUFFIXES else raster_shape(path)
+
+
+def read_class_ids(path: Path, table: ClassTable, encoding: Encoding, key: str | None = None, window: Window | None = None) -> Tensor:
+    """Read a mask as class ids.
+
+    Args:
+        path: a raster or HDF5 file.
+        table: the classes.
+        encoding: what the stored values mean; see `FolderLayout`. 255 is ignored where the table has no class of that id.
+        key: name of the array in an HDF5 file; None takes the only one.
+        window: (row, column, height, width) in pixels; None reads all.
+
+    Returns:
+        (H, W) int64, `NO_CLASS` where a file's no-data value (other than 0), NaN, a negative value or the ignored 255 stands.
+
+    Raises:
+        SceneNotFoundError: there is no such file.
+        SceneFormatError: it is unreadable, holds an id or colour outside the table, or a picture where ids are expected.
+        MissingDependencyError: it is HDF5 and h5py is not installed.
+    """
+    bands, nodata = _stored(path, key, window)
+    void = np.isnan(bands).any(axis=0) | (bands < 0).any(axis=0) if bands.dtype.kind in "fi" else np.zeros(bands.shape[1:], bool)
+    void |= (bands == nodata).all(axis=0) if nodata else False
+    if encoding == "colour":
+        if len(bands) != 3:
+            raise SceneFormatError(
+                f"Expected a picture of 3 bands in '{path}', but got {len(bands)}. Read it with encoding='index' if it holds ids."
+            )
+        return table.ids_of_colours(torch.from_numpy(bands.astype(np.int64)), path)
+    plane = bands[0]
+    if len(bands) > 1 and encoding == "index" and not (bands == plane).all():
+        raise SceneFormatError(
+            f"Expected class ids in one band in '{path}', but got {len(bands)} different bands. Read it with encoding='colour'."
+        )
+    values = torch.from_numpy(np.where(void, 0, bands.max(axis=0)).astype(np.int64))
+    ignored = torch.from_numpy(void)
+    if encoding == "binary":
+        ids, unknown = _two_classes(values, path.suffix.lower() in LOSSY_SUFFIXES)
+        ignored |= unknown
+        ids = torch.tensor(table.class_ids[:2])[ids]
+    else:
+        ids = values
+        if IGNORE not in table.class_ids:
+            ignored |= values == IGNORE
+    ids = ids.masked_fill(ignored, NO_CLASS)
+    table.check(ids, path)
+    return ids
+
+
+def read_layer(path: Path, window: Window | None = None) -> Tensor:
+    """Read the mask of one class, or of the pixels that count.
+
+    Args:
+        path: a black and white raster, or one of 0 and 1.
+        window: (row, column, height, width) in pixels; None reads all.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        SceneNotFoundError: there is no such file.
+        SceneFormatError: it is unreadable.
+    """
+    bands, _ = _stored(path, None, window)
+    ids, unknown = _two_classes(torch.from_numpy(bands.max(axis=0).astype(np.int64)), path.suffix.lower() in LOSSY_SUFFIXES)
+    return ids.bool() & ~unknown
+
+
+def _two_classes(values: Tensor, lossy: bool) -> tuple[Tensor, Tensor]:
+    # Lossless 0 and 1 are ids, with 255 beside them ignored; whatever else is a picture, whose compression leaves greys at the edges.
+    unknown = torch.zeros_like(values, dtype=torch.bool)
+    if not lossy and bool(((values == 0) | (values == 1) | (values == IGNORE)).all()) and bool((values == 1).any()):
+        unknown = values == IGNORE
+        return values.masked_fill(unknown, 0), unknown
+    return (values > 127).long(), unknown
+
+
+def _stored(path: Path, key: str | None, window: Window | None) -> tuple[np.ndarray[Any, Any], float | None]:
+    bands, nodata = (read_hdf5(path, key, window), None) if path.suffix.lower() in HDF5_SUFFIXES else read_mask_bands(path, window)
+    if bands.dtype.kind not in "biuf":
+        raise SceneFormatError(f"Expected a real mask in '{path}', but got {bands.dtype}. Store class ids as integers.")
+    return bands, nodata

@@ -1,0 +1,114 @@
+"""Cut random crops for training, the same ones whatever the number of workers and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from torch.utils.data import Dataset, DistributedSampler
+
+from anomseg.data.augment import Augmentation
+from anomseg.data.scene_dataset import SceneDataset
+from anomseg.functional.windows import Window
+from anomseg.sample import IGNORE, NORMAL
+
+_DRAWS = 10
+
+
+@dataclass(frozen=True)
+class Visit:
+    """Name one sample of one epoch."""
+
+    epoch: int
+    index: int
+
+
+class VisitSampler(DistributedSampler[Any]):
+    """Hand the epoch to the dataset together with each index.
+
+    Loader workers hold copies of the dataset that no call from outside reaches, so the epoch travels with the index. Order and shares
+    of the ranks are those of torch's ``DistributedSampler``, by which Lightning knows it and calls ``set_epoch``.
+    """
+
+    def __iter__(self) -> Iterator[Visit]:
+        for index in super().__iter__():
+            yield Visit(self.epoch, int(index))
+
+
+class CropDataset(Dataset[dict[str, Any]]):
+    """Cut random square crops out of scenes of any size, and augment them.
+
+    A crop is drawn by (seed, epoch, index) alone. Of up to 10 draws the first that holds a normal pixel is taken, because a crop without
+    one teaches nothing about normality. Scenes smaller than the crop are padded at their lower and right border: NaN in the image, 255 in
+    the mask.
+    """
+
+    def __init__(self, scenes: SceneDataset, side: int | None, crops: int = 1, augment: Augmentation | None = None, seed: int = 0) -> None:
+        """Store the arguments.
+
+        Args:
+            scenes: serves whole scenes.
+            side: of a crop in pixels; None takes whole scenes.
+            crops: samples from each scene in an epoch.
+            augment: changes image and mask together.
+            seed: of the crops and the augmentation.
+
+        Raises:
+            ValueError: a number is not positive, or the scenes are tiled.
+        """
+        if crops < 1 or (side is not None and side < 1) or scenes.windows is not None:
+            raise ValueError(f"Expected whole scenes, crops >= 1 and a side >= 1 or None, but got crops={crops} and side={side}.")
+        self.scenes = scenes
+        self.side = side
+        self.crops = crops
+        self.augment = augment
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.scenes) * self.crops
+
+    def __getitem__(self, visit: int | Visit) -> dict[str, Any]:
+        """Cut one sample.
+
+        Args:
+            visit: epoch and index; a plain index is one of epoch 0, negative from the end.
+
+        Returns:
+            A sample of the batch contract without the batch axis; ``window`` tells where it was cut, before the augmentation.
+
+        Raises:
+            IndexError: there is no such sample.
+        """
+        if not isinstance(visit, Visit):
+            visit = Visit(0, visit)
+        index = range(len(self))[visit.index]
+        # Hashed, because torch's generator keeps 32 bits of its seed, and sums of the three would repeat one another.
+        word = int(np.random.SeedSequence((self.seed, visit.epoch, index)).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(word)
+        sample = self._crop(index // self.crops, generator)
+        if self.augment is not None:
+            sample["image"], sample["mask"] = self.augment(sample["image"], sample["mask"], generator)
+        return sample
+
+    def _crop(self, which: int, generator: torch.Generator) -> dict[str, Any]:
+        if self.side is None:
+            return self.scenes.cut(which)
+        size = self.scenes.size_of(which)
+        for _ in range(_DRAWS):
+            sample = self.scenes.cut_once(which, _random_window(size, self.side, generator))
+            if bool((sample["mask"] == NORMAL).any()):
+                break
+        down, right = (max(0, self.side - length) for length in size)
+        if down or right:
+            sample["image"] = functional.pad(sample["image"], (0, right, 0, down), value=torch.nan)
+            sample["mask"] = functional.pad(sample["mask"], (0, right, 0, down), value=IGNORE)
+        return sample
+
+
+def _random_window(size: tuple[int, int], side: int, generator: torch.Generator) -> Window:
+    row, column = (int(torch.randint(max(0, length - side) + 1, (), generator=generator)) for length in size)
+    return row, column, min(side, size[0]), min(side, size[1])

@@ -1,0 +1,212 @@
+"""Read one image of a folder, whole or a block of it, with its truth by the class rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anomseg.data.class_masks import file_shape, read_class_ids, read_layer
+from anomseg.data.class_rule import ClassAsNormal, IndexThreshold, with_background
+from anomseg.data.hdf5_io import HDF5_SUFFIXES, read_hdf5
+from anomseg.data.image_folders import FolderLayout, ImageFiles, classes_of
+from anomseg.data.raster_io import Raster, read_raster
+from anomseg.data.scene import Scene
+from anomseg.data.scene_datamodule import SceneFacts
+from anomseg.errors import SceneFormatError, SceneNotFoundError
+from anomseg.functional.windows import Window
+from anomseg.sample import IGNORE, NORMAL
+
+
+@dataclass(frozen=True)
+class FolderImage:
+    """Load one image when it is called: a scene loader that is a few paths, so that thousands of them weigh nothing.
+
+    Attributes:
+        name: unique among the scenes of a stage.
+        files: the files.
+        layout: what their values mean.
+        classes: what is normal.
+        bands: indices from 0 of the bands to keep, in this order; None keeps all.
+        size: (height, width) in pixels of the image, or of the block; filled in by `measured`.
+        stored: number of bands in the files; filled in by `measured`.
+        window: (row, column, height, width) of the block in the files; None is the whole image.
+    """
+
+    name: str
+    files: ImageFiles
+    layout: FolderLayout
+    classes: ClassAsNormal
+    bands: tuple[int, ...] | None = None
+    size: tuple[int, int] = (0, 0)
+    stored: int = 0
+    window: Window | None = None
+
+    @property
+    def has_truth(self) -> bool:
+        """Say whether there are masks, or the layout derives them."""
+        return bool(self.files.masks) or isinstance(self.layout.masks, IndexThreshold)
+
+    def facts(self) -> SceneFacts:
+        """Give what the checks of a data module need, without a look at the pixels."""
+        return SceneFacts(self.name, self.size, self.has_truth)
+
+    @property
+    def nbytes(self) -> int:
+        """Give the bytes that the image takes in memory, once it is measured."""
+        return 4 * self.size[0] * self.size[1] * (self.stored if self.bands is None else len(self.bands))
+
+    def measured(self) -> FolderImage:
+        """Read the headers, and compare them.
+
+        Returns:
+            This image with its size and number of bands.
+
+        Raises:
+            ValueError: a mask or band file has another size than the image.
+            SceneFormatError: a file is unreadable.
+        """
+        first, *rest = self.files.bands
+        stored, height, width = file_shape(first, self.layout.image_key)
+        for path in rest:
+            more, *other = file_shape(path, self.layout.image_key)
+            stored += more
+            _check_size(first, (height, width), path, other)
+        for path in (*(path for _, path in self.files.masks), *self.files.valid):
+            _check_size(first, (height, width), path, file_shape(path, self.layout.mask_key)[1:])
+        return replace(self, size=(height, width), stored=stored)
+
+    def block(self, window: Window) -> FolderImage:
+        """Give one block of this image as an image of its own; its name tells where it lies."""
+        row, column, height, width = window
+        return replace(self, name=f"{self.name}_r{row:05d}_c{column:05d}", size=(height, width), window=window)
+
+    def part(self, window: Window) -> Scene:
+        """Read a window of this image and nothing beyond the file's own blocks or rows.
+
+        Args:
+            window: (row, column, height, width) in pixels of this image.
+
+        Returns:
+            A scene of the window's size under this image's name and with its transform.
+        """
+        row, column, height, width = window
+        top, left = (0, 0) if self.window is None else self.window[:2]
+        scene = replace(self, window=(top + row, left + column, height, width))()
+        if scene.transform is None:
+            return scene
+        a, b, c, d, e, f = scene.transform
+        return replace(scene, transform=(a, b, c - a * column - b * row, d, e, f - d * column - e * row))
+
+    def __call__(self) -> Scene:
+        """Read image and truth.
+
+        Returns:
+            The scene: NaN in every band of a pixel without data, 255 there in the mask; no mask where there is no truth.
+
+        Raises:
+            SceneFormatError: a file is unreadable, or a mask holds ids or colours outside the class table.
+            ValueError: truth and image differ in size, or a band to keep does not exist.
+        """
+        image, raster = self._image()
+        mask = self._mask(image)
+        if mask is not None and mask.shape == image.shape[1:]:
+            mask = mask.masked_fill(~torch.isfinite(image).all(dim=0), IGNORE)
+        wavelength = None if raster is None or len(self.files.bands) > 1 else raster.wavelength
+        if self.bands is not None:
+            if max(self.bands) >= len(image):
+                raise ValueError(
+                    f"Expected band indices of 0 to {len(image) - 1} in '{self.files.bands[0]}', but got {max(self.bands)} in bands=."
+                )
+            image = image[list(self.bands)]
+            wavelength = None if wavelength is None else tuple(wavelength[band] for band in self.bands)
+        transform, crs = (None, None) if raster is None else (raster.transform, raster.crs)
+        return Scene(self.name, image, mask, wavelength, transform, crs)
+
+    def truth(self) -> Tensor:
+        """Read the truth alone; the image is read too where the truth or the extent of the data depends on it.
+
+        Returns:
+            (H, W) int64 of 0, 1, 255.
+
+        Raises:
+            SceneNotFoundError: the image has none.
+        """
+        mask = self().mask if self.window is not None or isinstance(self.layout.masks, IndexThreshold) else self._mask(None)
+        if mask is None:
+            raise SceneNotFoundError(
+                f"Expected a mask '{self.layout.masks}' for the image '{self.files.bands[0]}', but there is none. "
+                "Add it, or use predict_root= for images without truth."
+            )
+        return mask
+
+    def found(self) -> tuple[str, ...]:
+        """Name the classes that the masks hold."""
+        table, masks = classes_of(self.layout), dict(self.files.masks)
+        if isinstance(self.layout.masks, IndexThreshold):
+            return table.found_in(self.layout.masks.ids(self._image()[0]))
+        if "" in masks:
+            return table.found_in(self._ids())
+        layers = with_background(self._layers(), table)
+        return tuple(name for name, layer in layers.items() if bool(layer.any()))
+
+    def _ids(self) -> Tensor:
+        layout = self.layout
+        return read_class_ids(dict(self.files.masks)[""], layout.table, layout.encoding, layout.mask_key, self.window)
+
+    def _layers(self) -> dict[str, Tensor]:
+        return {name: read_layer(path, self.window) for name, path in self.files.masks}
+
+    def _mask(self, image: Tensor | None) -> Tensor | None:
+        layout, table = self.layout, classes_of(self.layout)
+        if isinstance(layout.masks, IndexThreshold):
+            mask = None if image is None else self.classes.mask(layout.masks.ids(image), table)
+        elif not self.files.masks:
+            mask = None
+        elif "" in dict(self.files.masks):
+            mask = self.classes.mask(self._ids(), table)
+        else:
+            mask = self.classes.mask_of_layers(self._layers(), table)
+        if mask is not None:
+            for path in self.files.valid:
+                mask = mask.masked_fill(~read_layer(path, self.window), IGNORE)
+        return mask
+
+    def _image(self) -> tuple[Tensor, Raster | None]:
+        parts: list[np.ndarray[Any, Any]] = []
+        first: Raster | None = None
+        valid: Any = True
+        for path in self.files.bands:
+            if path.suffix.lower() in HDF5_SUFFIXES:
+                stored = read_hdf5(path, self.layout.image_key, self.window)
+            else:
+                raster = read_raster(path, self.window)
+                stored, first = raster.image, first or raster
+                valid = valid & raster.valid
+            if stored.dtype.kind not in "biuf":
+                raise SceneFormatError(f"Expected real numbers in '{path}', but got {stored.dtype}. Take the magnitude of complex data.")
+            with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and so a pixel without data
+                parts.append(np.require(stored, np.float32, ["C", "W"]))
+        image = np.concatenate(parts)
+        valid = valid & np.isfinite(image).all(axis=0)
+        if self.layout.nodata is not None:
+            valid = valid & ~(image == self.layout.nodata).all(axis=0)
+        if not valid.all():
+            image[:, ~valid] = np.nan
+        return torch.from_numpy(image), first
+
+
+def has_normal(mask: Tensor) -> bool:
+    """Say whether a truth holds a normal pixel."""
+    return bool((mask == NORMAL).any())
+
+
+def _check_size(image: object, size: tuple[int, int], path: object, other: tuple[int, ...] | list[int]) -> None:
+    if tuple(other) != size:
+        raise ValueError(
+            f"Expected {size[0]} x {size[1]} pixels in '{path}' as in '{image}', but got {other[0]} x {other[1]}. "
+            "Is it the mask of another image, or of an uncropped one?"
+        )

@@ -1,0 +1,223 @@
+"""What an SVDD knows of descriptors besides its weights: centre, radius, distributions; gathered in passes over the training data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import reduce
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from anomseg.functional.descriptor_statistics import descriptor_moments, image_means, push_from_zero, spread
+from anomseg.functional.ledoit_wolf import FourthMoments, ledoit_wolf, merge_moments
+from anomseg.functional.rx import covariance, mahalanobis
+from anomseg.functional.score_histogram import count_scores
+from anomseg.functional.svdd import squared_distance
+from anomseg.functional.svdd_radius import boundary_radius, largest_distances, mean_radius, quantile_radius
+from anomseg.functional.svdd_scores import DescriptorScore, NormalDescriptors, descriptor_score, two_sided_score
+from anomseg.methods.svdd_inputs import gathered_objects
+from anomseg.methods.svdd_training import SVDDTraining
+from anomseg.metrics.score_state import ScoreState
+from anomseg.sample import IGNORE, NORMAL
+
+
+class DescribedBatch(NamedTuple):
+    """Hold what a net saw and said of a batch: (B, F, H, W), (B, D, H, W), and (B, H, W) bool for normal pixels and pixels with data."""
+
+    inputs: Tensor
+    descriptor: Tensor
+    normal: Tensor
+    data: Tensor
+
+
+class LogRatio(nn.Module):
+    """Hold two Gaussians, of normal and of all pixels, and score by ln p_all − ln p_normal."""
+
+    mean: Tensor
+    precision: Tensor
+    all_mean: Tensor
+    all_precision: Tensor
+    constant: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("mean", "precision", "all_mean", "all_precision"):
+            self.register_buffer(name, torch.empty(0))
+        self.register_buffer("constant", torch.zeros(()))
+
+    def fit(self, normal: FourthMoments, everything: FourthMoments, device: torch.device) -> None:
+        """Fit both, each with Ledoit-Wolf shrinkage."""
+        near, far = ledoit_wolf(normal), ledoit_wolf(everything)
+        self.mean, self.all_mean = normal.mean.to(device), everything.mean.to(device)
+        self.precision, self.all_precision = near.precision().to(device), far.precision().to(device)
+        self.constant = (near.covariance.logdet() - far.covariance.logdet()).float().to(device)
+
+    def score(self, values: Tensor) -> Tensor:
+        """Score (B, D, H, W): (B, H, W) float32, higher is more anomalous, in nats."""
+        near = mahalanobis(values, self.mean, self.precision)
+        return 0.5 * (near - mahalanobis(values, self.all_mean, self.all_precision) + self.constant)
+
+
+ScoreRule = Literal["ratio", "margin_ratio", "two_sided"] | DescriptorScore
+
+KEPT_PIXELS = 1 << 16
+KEPT_OF_IMAGE = 1 << 10
+COLLAPSED = 1e-4  # of the first spread
+
+
+class _Boundary(ScoreState):
+    """Find the radius that a share of all normal pixels of all ranks exceeds, in bounded memory."""
+
+    def __init__(self, nu: float) -> None:
+        super().__init__()
+        self.nu = nu
+
+    def compute(self) -> Tensor:
+        """Give R, () float64."""
+        return boundary_radius(self.counts(), self.nu)
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """What one pass over the described training data of all ranks found, on the processor.
+
+    Attributes:
+        moments: of the descriptors of normal pixels and of all pixels with data, and of the inputs of both.
+        means: (M, D) mean normal descriptor of each image.
+        largest: (M,) largest squared distance of a normal pixel of each image.
+        boundary: () radius that the share ν of all normal pixels exceeds.
+        sample: (D, N) descriptors of at most 65,536 normal pixels.
+    """
+
+    moments: tuple[FourthMoments, ...]
+    means: Tensor
+    largest: Tensor
+    boundary: Tensor
+    sample: Tensor
+
+    @classmethod
+    def of(cls, described: Iterable[DescribedBatch], centre: Tensor, nu: float) -> _Gathered:
+        boundary = _Boundary(nu)
+        parts: list[Any] = []
+        generator = torch.Generator().manual_seed(0)
+        for inputs, descriptor, normal, data in described:
+            z = descriptor.float()
+            distance = torch.where(normal, squared_distance(torch.where(normal[:, None], z, 0.0), centre), 0.0)
+            boundary.update(distance.cpu(), torch.where(normal, NORMAL, IGNORE).cpu())
+            four = tuple(_on_processor(descriptor_moments(x, keep)) for x in (z, inputs) for keep in (normal, data))
+            held = _sampled(z, normal, generator)
+            parts.append((four, image_means(z, normal).cpu(), largest_distances(z, centre, normal).cpu(), held))
+            if len(parts) == 64:  # bounded memory at any number of images
+                parts = [_joined(parts)]
+        moments, means, largest, sample = _joined(gathered_objects(_joined(parts)))
+        return cls(moments, means, largest, boundary.compute(), sample)
+
+
+def _sampled(z: Tensor, normal: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw at most 1,024 normal descriptors of each image: (D, N)."""
+    held = []
+    for image, keep in zip(z, normal, strict=True):
+        pixels = image[:, keep].cpu()
+        held.append(pixels[:, torch.randperm(pixels.shape[1], generator=generator)[:KEPT_OF_IMAGE]])
+    return torch.cat(held, dim=1)
+
+
+def _on_processor(found: FourthMoments) -> FourthMoments:
+    return FourthMoments(*(getattr(found, field.name).cpu() for field in fields(found)))
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Join what batches or ranks found."""
+    moments, means, largest, sample = zip(*parts, strict=True)
+    pixels = torch.cat(sample, dim=1)
+    step = max(1, -(-pixels.shape[1] // KEPT_PIXELS))
+    merged = tuple(reduce(merge_moments, kind) for kind in zip(*moments, strict=True))
+    return merged, torch.cat(means), torch.cat(largest), pixels[:, ::step]
+
+
+class DescriptorFit(nn.Module):
+    """Hold the sphere and the distributions of descriptors in buffers, and fit them to described training data."""
+
+    centre: Tensor
+    radius: Tensor
+    covariance: Tensor
+    distances: Tensor
+    first_spread: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("centre", "covariance", "distances"):
+            self.register_buffer(name, torch.empty(0))
+        for name in ("radius", "first_spread"):
+            self.register_buffer(name, torch.zeros(()))
+        self.descriptor_ratio = LogRatio()
+        self.input_ratio = LogRatio()
+
+    def begin(self, described: Iterable[DescribedBatch], recipe: SVDDTraining, device: torch.device) -> None:
+        """Set the first centre, the mean over images of their mean normal descriptor, and the first radius."""
+        means = torch.cat(gathered_objects(torch.cat([image_means(one.descriptor, one.normal).cpu() for one in described])))
+        self.centre = (
+            push_from_zero(means.mean(0).float()).to(device) if recipe.objective == "one_class" else means.mean(0).float().to(device)
+        )
+        self.radius = torch.tensor(recipe.radius_start, device=device)
+
+    def refresh(self, described: Iterable[DescribedBatch], recipe: SVDDTraining, epoch: int, *, warming_up: bool) -> None:
+        """Fit everything after an epoch.
+
+        Args:
+            described: the training data in evaluation mode.
+            recipe: see `SVDDTraining`.
+            epoch: that ended, from 0.
+            warming_up: whether the SVDD loss is not yet in use, so that the radius stays.
+
+        Raises:
+            RuntimeError: the descriptors have collapsed.
+        """
+        gathered = _Gathered.of(described, self.centre, recipe.nu)
+        device = self.centre.device
+        normal, everything, normal_inputs, all_inputs = gathered.moments
+        if recipe.objective != "contrast" and not warming_up:
+            self.radius = self._new_radius(gathered, recipe).to(device)
+        if recipe.centre_every and (epoch + 1) % recipe.centre_every == 0:
+            self.centre = gathered.means.mean(0).float().to(device)
+        self.descriptor_ratio.fit(normal, everything, device)
+        self.input_ratio.fit(normal_inputs, all_inputs, device)
+        self.covariance = covariance(normal.second()).to(device)
+        self.distances = descriptor_score(gathered.sample.to(device)[None, :, :, None], self._normal(), "mahalanobis").flatten()
+        self._check_collapse()
+
+    def score(self, inputs: Tensor, descriptors: Tensor, rule: ScoreRule) -> Tensor:
+        """Score (B, F, H, W) inputs and (B, D, H, W) descriptors by a rule: (B, H, W), higher is more anomalous, finite."""
+        if rule == "ratio":
+            return self.descriptor_ratio.score(descriptors)
+        if rule == "margin_ratio":
+            return descriptor_score(descriptors, self._normal(), "dist_r2") + self.input_ratio.score(inputs)
+        if rule == "two_sided":
+            return two_sided_score(descriptor_score(descriptors, self._normal(), "mahalanobis"), count_scores([self.distances], []))
+        return descriptor_score(descriptors, self._normal(), rule)
+
+    def _normal(self) -> NormalDescriptors:
+        return NormalDescriptors(self.centre, self.radius, self.descriptor_ratio.mean, self.descriptor_ratio.precision)
+
+    def _new_radius(self, gathered: _Gathered, recipe: SVDDTraining) -> Tensor:
+        if recipe.radius == "one_minus_nu":
+            radius = gathered.boundary
+        elif recipe.radius == "quantile":
+            radius = quantile_radius(gathered.largest, recipe.radius_quantile)
+        else:
+            radius = mean_radius(gathered.largest)
+        return torch.minimum(radius.float(), self.radius.cpu()) if recipe.radius_falls else radius.float()
+
+    def _check_collapse(self) -> None:
+        now = spread(self.covariance).float()
+        if not float(self.first_spread):
+            self.first_spread = now
+        if float(now) <= COLLAPSED * float(self.first_spread):
+            raise RuntimeError(
+                f"Expected descriptors that differ between pixels, but their spread fell from {float(self.first_spread):.3g} to "
+                f"{float(now):.3g}: they collapsed onto the centre. Raise the diversity or reconstruction weight (recipe.weights), use "
+                "recipe.diversity='element' or recipe.objective='contrast', or build the descriptor without bias and norm."
+            )

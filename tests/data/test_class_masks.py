@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomseg.data.class_masks import file_shape, read_class_ids, read_layer
+from anomseg.data.class_rule import BINARY, NO_CLASS, ClassTable
+from anomseg.errors import SceneFormatError
+
+TABLE = ClassTable(("none", "road", "roof"), colours=((0, 0, 0), (255, 255, 255), (10, 20, 30)))
+
+
+def save(path, array):
+    Image.fromarray(np.asarray(array, np.uint8)).save(path)
+    return path
+
+
+def test_read_class_ids__reads_ids_of_grey_palette_and_threefold_masks(tmp_path):
+    ids = np.array([[0, 1, 2], [2, 1, 255]], np.uint8)
+    expected = [[0, 1, 2], [2, 1, NO_CLASS]]
+    palette = Image.fromarray(ids)
+    palette.putpalette(list(range(256)) * 3)
+    palette.save(tmp_path / "palette.png")
+    for path in (save(tmp_path / "grey.png", ids), tmp_path / "palette.png", save(tmp_path / "rgb.png", np.stack([ids] * 3, -1))):
+        assert read_class_ids(path, TABLE, "index").tolist() == expected
+
+
+def test_read_class_ids__keeps_255_where_it_is_a_class(tmp_path):
+    path = save(tmp_path / "a.png", [[0, 255]])
+    assert read_class_ids(path, ClassTable(("a", "b"), ids=(0, 255)), "index").tolist() == [[0, 255]]
+
+
+def test_read_class_ids__reads_colours(tmp_path):
+    path = save(tmp_path / "a.png", [[[10, 20, 30], [255, 255, 255]], [[0, 0, 0], [10, 20, 30]]])
+    assert read_class_ids(path, TABLE, "colour").tolist() == [[2, 1], [0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [([[0, 1]], [[0, 1]]), ([[0, 255]], [[0, 1]]), ([[0, 0]], [[0, 0]]), ([[127, 128]], [[0, 1]]), ([[0, 1, 255]], [[0, 1, NO_CLASS]])],
+)
+def test_read_class_ids__tells_black_and_white_from_zero_and_one(tmp_path, stored, expected):
+    assert read_class_ids(save(tmp_path / "a.png", stored), BINARY, "binary").tolist() == expected
+
+
+def test_read_class_ids__thresholds_lossy_masks_even_where_they_are_nearly_black(tmp_path):
+    truth = np.zeros((32, 32), np.uint8)
+    truth[8:20, 4:13] = 255
+    Image.fromarray(truth).save(tmp_path / "a.jpg", quality=70)
+    assert torch.equal(read_class_ids(tmp_path / "a.jpg", BINARY, "binary"), torch.from_numpy(truth > 127).long())
+    Image.fromarray(np.ones((16, 16), np.uint8)).save(tmp_path / "b.jpg")
+    assert not read_class_ids(tmp_path / "b.jpg", BINARY, "binary").any()
+
+
+def test_read_class_ids__ignores_no_data_nan_and_negative_values(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    values = np.array([[[0, 1, 2, -3, np.nan, -9999]]], np.float32)
+    profile = {"driver": "GTiff", "count": 1, "height": 1, "width": 6, "dtype": "float32", "nodata": 2}
+    with rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
+        file.write(values)
+    assert read_class_ids(tmp_path / "a.tif", TABLE, "index").tolist() == [[0, 1, *[NO_CLASS] * 4]]
+
+
+def test_read_class_ids__reads_a_window_as_the_whole_holds_it(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 3, (9, 8))
+    path = save(tmp_path / "a.png", ids)
+    assert torch.equal(read_class_ids(path, TABLE, "index", window=(2, 3, 4, 5)), read_class_ids(path, TABLE, "index")[2:6, 3:8])
+
+
+def test_read_class_ids__lists_what_lies_outside_the_table(tmp_path):
+    path = save(tmp_path / "a.png", [[0, 9, 17]])
+    with pytest.raises(SceneFormatError, match=r"a\.png', but got also \[9, 17\]"):
+        read_class_ids(path, TABLE, "index")
+    with pytest.raises(SceneFormatError, match=r"picture of 3 bands in .*got 1"):
+        read_class_ids(path, TABLE, "colour")
+    with pytest.raises(SceneFormatError, match="encoding='colour'"):
+        read_class_ids(save(tmp_path / "b.png", [[[0, 1, 2]]]), TABLE, "index")
+
+
+def test_read_layer__reads_black_and_white(tmp_path):
+    assert read_layer(save(tmp_path / "a.png", [[0, 255, 0]])).tolist() == [[False, True, False]]
+    assert read_layer(save(tmp_path / "b.png", [[0, 1, 0]])).tolist() == [[False, True, False]]
+
+
+def test_file_shape__reads_rasters_and_hdf5(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["img"] = np.zeros((4, 6, 5))
+    assert file_shape(tmp_path / "a.h5") == (5, 4, 6)
+    assert file_shape(save(tmp_path / "a.png", np.zeros((4, 6, 3)))) == (3, 4, 6)

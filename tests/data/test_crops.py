@@ -1,0 +1,115 @@
+from functools import partial
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from anomseg.data.augment import FlipRotate
+from anomseg.data.crops import CropDataset, Visit, VisitSampler
+from anomseg.data.scene import Scene
+from anomseg.data.scene_dataset import SceneDataset
+from anomseg.sample import check_sample, collate
+
+SIZES = ((20, 30), (12, 9), (40, 16))
+
+
+def make_scene(index):
+    height, width = SIZES[index]
+    values = torch.arange(float(height * width)).view(1, height, width) + 10000 * index
+    return Scene(f"s{index}", torch.cat([values, -values]), (values[0] % 3 == 0).long())
+
+
+def crops(side=10, **arguments):
+    scenes = SceneDataset([partial(make_scene, index) for index in range(3)], sizes=SIZES)
+    return CropDataset(scenes, side, **arguments)
+
+
+def same(a, b):
+    torch.testing.assert_close(a["image"], b["image"], equal_nan=True)
+    return torch.equal(a["mask"], b["mask"]) and a["window"] == b["window"]
+
+
+def test_crop_dataset__cuts_what_lies_in_the_scene():
+    sample = crops()[Visit(2, 0)]
+    row, column, height, width = sample["window"]
+    scene = make_scene(0)
+    assert torch.equal(sample["image"], scene.image[:, row : row + height, column : column + width])
+    assert torch.equal(sample["mask"], scene.mask[row : row + height, column : column + width])
+    assert (height, width) == (10, 10)
+
+
+def test_crop_dataset__pads_small_scenes_with_what_counts_nowhere():
+    sample = crops(side=16)[1]
+    assert sample["image"].shape == (2, 16, 16)
+    assert torch.equal(sample["image"][:, :12, :9], make_scene(1).image)
+    outside = torch.ones(16, 16, dtype=torch.bool)
+    outside[:12, :9] = False
+    assert bool(torch.isnan(sample["image"][:, outside]).all())
+    assert bool((sample["mask"][outside] == 255).all())
+    assert bool((sample["mask"][~outside] != 255).all())
+
+
+def test_crop_dataset__stacks_crops_of_scenes_of_many_sizes():
+    dataset = crops(side=14, crops=2)
+    batch = collate([dataset[index] for index in range(len(dataset))])
+    assert batch["name"] == ["s0", "s0", "s1", "s1", "s2", "s2"]
+    check_sample(batch)
+
+
+def test_crop_dataset__depends_on_seed_epoch_and_index_alone():
+    dataset = crops(crops=3, augment=FlipRotate())
+    expected = dataset[Visit(4, 7)]
+    for index in (1, 5, 0):
+        _ = dataset[Visit(0, index)]
+    torch.manual_seed(1)
+    assert same(crops(crops=3, augment=FlipRotate())[Visit(4, 7)], expected)
+    windows = {crops(crops=9, seed=seed)[Visit(epoch, index)]["window"] for seed in (0, 1) for epoch in (0, 1) for index in (0, 1)}
+    assert len(windows) == 8
+
+
+def visits(workers):
+    dataset = crops(crops=2, seed=5, augment=FlipRotate())
+    sampler = VisitSampler(dataset, num_replicas=1, rank=0, shuffle=True, seed=5)
+    loader = DataLoader(dataset, 2, sampler=sampler, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0)
+    epochs = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        epochs.append(list(loader))
+    return epochs
+
+
+def test_crop_dataset__serves_the_same_data_whatever_the_number_of_workers():
+    alone, shared = visits(0), visits(2)
+    for epoch in range(2):
+        assert all(same(a, b) and a["name"] == b["name"] for a, b in zip(alone[epoch], shared[epoch], strict=True))
+    windows = [[window for batch in epoch for window in batch["window"]] for epoch in alone]
+    assert windows[0] != windows[1]
+
+
+def test_visit_sampler__shares_all_visits_out_among_ranks():
+    parts = [list(VisitSampler(crops(crops=2), num_replicas=2, rank=rank, shuffle=True, seed=1)) for rank in range(2)]
+    assert sorted(visit.index for part in parts for visit in part) == list(range(6))
+
+
+def lone_normal_pixel():
+    mask = torch.ones(30, 30, dtype=torch.long)
+    mask[15, 15] = 0
+    return Scene("lone", torch.zeros(1, 30, 30), mask)
+
+
+def test_crop_dataset__looks_for_a_normal_pixel():
+    dataset = CropDataset(SceneDataset([lone_normal_pixel], sizes=[(30, 30)]), 15)
+    hits = [bool((dataset[Visit(epoch, 0)]["mask"] == 0).any()) for epoch in range(60)]
+    assert sum(hits) > 55  # a single draw hits in 225 of 256 places
+
+
+def test_crop_dataset__serves_whole_scenes_without_a_side():
+    assert [crops(side=None)[index]["image"].shape[1:] for index in range(3)] == [torch.Size(size) for size in SIZES]
+    with pytest.raises(IndexError):
+        crops()[Visit(0, 3)]
+
+
+@pytest.mark.parametrize("arguments", [{"side": 0}, {"crops": 0}])
+def test_crop_dataset__refuses_arguments_out_of_range(arguments):
+    with pytest.raises(ValueError, match="Expected whole scenes"):
+        crops(**arguments)

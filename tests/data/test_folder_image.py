@@ -1,0 +1,159 @@
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomseg.data.class_rule import ClassAsNormal, ClassTable, IndexThreshold
+from anomseg.data.folder_image import FolderImage
+from anomseg.data.image_folders import LAYOUTS, FolderLayout, ImageFiles
+from anomseg.data.scene_datamodule import KnownScene, SceneFacts
+from anomseg.errors import SceneNotFoundError
+
+rasterio = pytest.importorskip("rasterio")
+TRANSFORM = (2.0, 0.0, 100.0, 0.0, -2.0, 50.0)
+RNG = np.random.default_rng(0)
+IDS = RNG.integers(0, 3, (6, 8)).astype(np.uint8)
+LAYOUT = FolderLayout(("image.tif",), "mask.png", ClassTable(("a", "b", "c")), "index")
+
+
+def save_tif(path, bands, nodata=None):
+    bands = np.asarray(bands)
+    count, height, width = bands.shape
+    profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": bands.dtype, "nodata": nodata}
+    with rasterio.open(path, "w", **profile, crs="EPSG:32633", transform=rasterio.Affine(*TRANSFORM)) as file:
+        file.write(bands)
+    return path
+
+
+def save_png(path, array):
+    Image.fromarray(np.asarray(array, np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def bands():
+    return RNG.integers(1, 60000, (4, 6, 8)).astype(np.uint16)
+
+
+@pytest.fixture
+def image(tmp_path, bands):
+    files = ImageFiles("one", (save_tif(tmp_path / "image.tif", bands),), (("", save_png(tmp_path / "mask.png", IDS)),))
+    return FolderImage("one", files, LAYOUT, ClassAsNormal(("b",)))
+
+
+def test_folder_image__reads_values_as_stored_with_their_place(image, bands):
+    scene = image()
+    assert torch.equal(scene.image, torch.from_numpy(bands.astype(np.float32)))
+    assert torch.equal(scene.mask, torch.from_numpy(IDS != 1).long())
+    assert scene.transform == TRANSFORM
+    assert "UTM zone 33N" in scene.crs
+
+
+def test_folder_image__makes_nan_and_no_data_void(tmp_path, image, bands):
+    floats = bands.astype(np.float32)
+    floats[1, 0, 0] = np.nan
+    floats[2, 3, 4] = -1
+    save_tif(tmp_path / "image.tif", floats, nodata=-1)
+    scene = image()
+    assert torch.isnan(scene.image).all(dim=0).nonzero().tolist() == [[0, 0], [3, 4]]
+    assert (scene.mask == 255).nonzero().tolist() == [[0, 0], [3, 4]]
+
+
+def test_folder_image__takes_the_no_data_value_of_the_layout_where_all_bands_have_it(tmp_path, image, bands):
+    bands[:, 2, 2] = 0
+    bands[0, 1, 1] = 0
+    save_tif(tmp_path / "image.tif", bands)
+    scene = replace(image, layout=replace(LAYOUT, nodata=0.0))()
+    assert (scene.mask == 255).nonzero().tolist() == [[2, 2]]
+
+
+def test_folder_image__keeps_the_named_bands_of_all_band_files(tmp_path, image, bands):
+    nir = save_tif(tmp_path / "nir.tif", bands[:1] // 2)
+    both = replace(image, files=replace(image.files, bands=(*image.files.bands, nir)), bands=(4, 1))
+    assert both.measured().stored == 5
+    assert both.measured().nbytes == both().image.nbytes
+    assert torch.equal(both().image, torch.from_numpy(np.stack([bands[0] // 2, bands[1]]).astype(np.float32)))
+    with pytest.raises(ValueError, match=r"0 to 4 in .*got 5"):
+        replace(both, bands=(5,))()
+
+
+def test_folder_image__blocks_are_windows_of_the_whole(image):
+    whole, block = image(), image.block((1, 2, 4, 5))
+    part = block()
+    assert torch.equal(part.image, whole.image[:, 1:5, 2:7])
+    assert torch.equal(part.mask, whole.mask[1:5, 2:7])
+    assert part.name == "one_r00001_c00002"
+    assert part.transform == (2.0, 0.0, 104.0, 0.0, -2.0, 48.0)
+    assert block.facts() == SceneFacts(part.name, (4, 5), True)
+
+
+def test_folder_image__reads_parts_under_its_own_name_and_transform(image):
+    for whole in (image, image.block((1, 2, 4, 5))):
+        scene, part = whole(), whole.part((1, 2, 2, 3))
+        assert torch.equal(part.image, scene.image[:, 1:3, 2:5])
+        assert torch.equal(part.mask, scene.mask[1:3, 2:5])
+        assert (part.name, part.transform, part.crs) == (scene.name, scene.transform, scene.crs)
+
+
+def test_folder_image__knows_its_size_from_the_header(image):
+    measured = image.measured()
+    assert (measured.size, measured.stored) == ((6, 8), 4)
+    assert measured.nbytes == image().image.nbytes
+    assert isinstance(measured, KnownScene)
+    assert measured.facts() == SceneFacts("one", (6, 8), True)
+
+
+def test_folder_image__refuses_masks_of_another_size(tmp_path, image):
+    save_png(tmp_path / "mask.png", IDS[:, :5])
+    with pytest.raises(ValueError, match=r"Expected 6 x 8 pixels in .*mask\.png.* as in .*image\.tif.* but got 6 x 5"):
+        image.measured()
+
+
+def test_folder_image__overlaps_class_layers_and_voids_what_is_not_valid(tmp_path, image):
+    layers = {"water": IDS == 1, "weed_cluster": IDS >= 1}
+    masks = tuple((name, save_png(tmp_path / f"{name}.png", layer * 255)) for name, layer in layers.items())
+    valid = np.ones((6, 8), bool)
+    valid[:, 0] = False
+    files = replace(image.files, masks=masks, valid=(save_png(tmp_path / "valid.png", valid * 255),))
+    layered = replace(image, files=files, layout=LAYOUTS["agriculture_vision"], classes=ClassAsNormal(("water",)))
+    expected = np.where(valid, IDS != 1, 255)
+    assert torch.equal(layered().mask, torch.from_numpy(expected.astype(np.int64)))
+    assert layered.found() == ("background", "water", "weed_cluster")
+
+
+def test_folder_image__derives_its_truth_from_bands_that_it_drops(image, bands):
+    derived = replace(image, layout=replace(LAYOUT, masks=IndexThreshold((1, 3))), classes=ClassAsNormal(("below",)), bands=(0,))
+    expected = bands[1].astype(np.int64) > bands[3].astype(np.int64)
+    assert torch.equal(derived().mask, torch.from_numpy(expected).long())
+    assert torch.equal(derived.truth(), derived().mask)
+    assert set(derived.found()) <= {"above", "below"}
+
+
+def test_folder_image__reads_hdf5(tmp_path, image, bands):
+    h5py = pytest.importorskip("h5py")
+    for name, array in (("img", bands.transpose(1, 2, 0).astype(np.float64)), ("mask", IDS == 1)):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file[name] = array.astype(np.float64)
+    files = ImageFiles("1", (tmp_path / "img.h5",), (("", tmp_path / "mask.h5"),))
+    cube = FolderImage("1", files, LAYOUTS["landslide4sense"], ClassAsNormal(("no landslide",)))
+    assert cube.measured().stored == 4
+    scene = cube()
+    assert torch.equal(scene.image, torch.from_numpy(bands.astype(np.float32)))
+    assert torch.equal(scene.mask, torch.from_numpy(IDS == 1).long())
+
+
+def test_folder_image__has_no_truth_without_a_mask(image):
+    bare = replace(image, files=replace(image.files, masks=()))
+    assert bare().mask is None
+    assert not bare.facts().has_truth
+    with pytest.raises(SceneNotFoundError, match=r"Expected a mask .*image\.tif"):
+        bare.truth()
+
+
+def test_folder_image__pickles_and_compares_by_value(image):
+    copy = pickle.loads(pickle.dumps(image))
+    assert copy == image
+    assert hash(copy) == hash(image)
