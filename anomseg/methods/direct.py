@@ -25,7 +25,7 @@ class DirectDetection(AnomalySegmenter):
     """Output the anomaly map directly, by a net that is trained for each scene on that scene, without a label.
 
     A scene is whitened to its first principal components. Pseudo labels come from a classical detector, further anomalies are implanted
-    (`AnomalySimulation`), and a small net learns both with cross-entropy and a ranking loss. The map is the mean over three nets, the last
+    (`AnomalySimulation`), and a small net learns both with cross-entropy and a ranking loss. The map is the mean over five nets, the last
     snapshots of each, and the eight flips and rotations. Scoring a scene trains its net: about half a minute for 10,000 pixels on one core;
     the maps of the last 16 scenes are kept. Any number of bands works, one band as well: only components enter the net.
 

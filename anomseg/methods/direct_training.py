@@ -39,7 +39,7 @@ class DirectTraining:
         losses: cross-entropy, the pairwise ranking loss, or both.
         surrogate: of the ranking loss.
         negative_weight: weight of normal pixels in the cross-entropy; anomalous ones weigh 1.
-        nets: nets that are trained from different weights and draws, and averaged; a single one is a matter of luck on hard scenes.
+        nets: nets that are trained from different weights and draws, and averaged; a single one varies on hard scenes.
         implants: how often anomalies are simulated anew for each net.
         steps: optimiser steps for each of them, on four random crops each.
         crop: side of a crop in pixels; smaller scenes are taken whole.
@@ -57,14 +57,14 @@ class DirectTraining:
     losses: Literal["both", "cross_entropy", "ranking"] = "both"
     surrogate: Literal["hinge", "logistic", "sigmoid"] = "hinge"
     negative_weight: float = 0.1
-    nets: int = 3
+    nets: int = 5
     implants: int = 24
     steps: int = 5
     crop: int = 40
     lr: float = 3e-3
     net: Literal["context", "tdd", "uniadrs"] = "context"
     width: float = 0.125
-    norm: Norm = "none"
+    norm: Norm = "batch"
     rounds: int = 0
 
 

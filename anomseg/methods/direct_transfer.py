@@ -44,7 +44,7 @@ class TransferDetection(AnomalySegmenter):
     Args:
         components: principal components that the nets see, at least 1.
         area: pixels, above the largest target; see `AreaRX`.
-        recipe: see `DirectTraining`; `recipe.nets` nets are taught side by side and averaged.
+        recipe: see `DirectTraining`; `recipe.nets` nets are taught side by side and averaged, by default one without norm.
         simulation: see `AnomalySimulation`.
         seed: of what is implanted and cropped; weights follow torch's global seed.
         calibration: see `AnomalySegmenter`.
@@ -70,7 +70,7 @@ class TransferDetection(AnomalySegmenter):
         if components < 1 or area < 2:
             raise ValueError(f"Expected components >= 1 and area >= 2 pixels, but got {components} and {area}.")
         self.components, self.area, self.seed = components, area, seed
-        self.recipe: DirectTraining = build(recipe, DirectTraining) or DirectTraining()
+        self.recipe: DirectTraining = build(recipe, DirectTraining) or DirectTraining(nets=1, norm="none")
         self.simulation: AnomalySimulation = build(simulation, AnomalySimulation) or AnomalySimulation()
         if self.recipe.rounds:
             raise ValueError(f"Expected recipe.rounds=0 for shared weights, but got {self.recipe.rounds}. Use DirectDetection for rounds.")
