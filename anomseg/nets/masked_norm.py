@@ -22,7 +22,7 @@ class MaskedBatchNorm(nn.BatchNorm2d):
         """
         if not self.training or valid is None:
             return super().forward(input)
-        chosen = input.movedim(1, -1)[valid]
+        chosen = input.movedim(1, -1)[valid].to(torch.promote_types(input.dtype, torch.float32))
         if len(chosen) < 2:
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         mean, variance = chosen.mean(0), chosen.var(0, correction=0)
