@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from anomseg.functional.crd import pca_collaborative_representation
     from anomseg.functional.filter_bank import filter_bank
     from anomseg.functional.rx import global_rx, local_rx
+    from anomseg.functional.separability import separability
     from anomseg.methods.area_rx import AreaRX, FusedRX
     from anomseg.methods.base import AnomalySegmenter
     from anomseg.methods.crd import CRD
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from anomseg.metrics.region import PerRegionOverlap
     from anomseg.nets.descriptor import PixelDescriptor
     from anomseg.nets.patch_descriptor import PatchDescriptor, TimmDescriptor
+    from anomseg.report.comparison import ComparisonRow, comparison_sheet, separability_plot
     from anomseg.sample import IGNORE, check_sample
 
 __all__ = [  # spelled out for editors and type checkers; a test compares it with the table
@@ -53,6 +55,7 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "AreaRX",
     "ClassAsNormal",
     "ClassTable",
+    "ComparisonRow",
     "Detectability",
     "DirectDetection",
     "DirectTraining",
@@ -84,6 +87,7 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "__version__",
     "area_filtered_rx",
     "check_sample",
+    "comparison_sheet",
     "filter_bank",
     "fuse_scores",
     "global_rx",
@@ -92,6 +96,8 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "pca_collaborative_representation",
     "pca_local_rx",
     "read_scene",
+    "separability",
+    "separability_plot",
 ]
 
 

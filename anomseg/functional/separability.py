@@ -15,8 +15,8 @@ from torch import Tensor
 from anomseg.sample import ANOMALY, IGNORE, NORMAL, check_mask
 
 Normalisation = Literal["min-max", "rank"]
-"""How a map is brought to [0, 1]: (s - min) / (max - min), which follows the scores, or the same of the share of pixels that score lower,
-which follows their order alone."""
+"""How a map is brought to [0, 1]: (s - min) / (max - min), which follows the scores, or the same of -log10 of `share_at_or_above`, which
+follows their order alone and spreads its top, where anomalies lie."""
 
 BOX = (0.1, 0.9)
 """Quantiles that a box spans."""
@@ -65,7 +65,8 @@ def separability(score: Tensor, mask: Tensor, normalisation: Normalisation = "mi
     """Normalise a map over its counted pixels and give the percentiles of its background and of its anomalies.
 
     With "min-max" one extreme pixel moves both boxes, and a map and its square differ: compare maps of one detector, or see how much room a
-    fixed threshold has. With "rank" any increasing transform of the map gives the same boxes: compare detectors.
+    fixed threshold has. With "rank" any increasing transform of the map gives the same boxes: compare detectors. A gap g then says that
+    nine tenths of N counted pixels' anomalies are, in powers of ten, g · log10 N further up the map than nine tenths of the background.
 
     Args:
         score: (H, W) or any shape, finite where counted, no unit, higher is more anomalous.
@@ -83,7 +84,7 @@ def separability(score: Tensor, mask: Tensor, normalisation: Normalisation = "mi
     counted = _counted(score, mask)
     values = score[counted].double()
     if normalisation == "rank":
-        values = 1.0 - _share_at_or_above(values)
+        values = -_share_at_or_above(values).log10()
     truth = mask[counted]
     if values.numel():
         low, high = values.min(), values.max()

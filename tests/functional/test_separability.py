@@ -58,13 +58,14 @@ def test_separability__by_rank_survives_every_increasing_change():
     assert separability(score.exp(), mask, "rank") == separability(score, mask, "rank")
 
 
-def test_separability__by_rank_places_a_perfect_map_at_the_top():
+def test_separability__by_rank_counts_powers_of_ten_from_the_top():
     mask = torch.zeros(1000, dtype=torch.int64)
-    mask[-10:] = 1
+    mask[[-1, -10, -100]] = 1
     result = separability(torch.arange(1000.0).square(), mask, "rank")
-    assert result.anomaly.highest == 1.0
-    assert result.anomaly.lowest == pytest.approx(990 / 999)
-    assert result.background.median == pytest.approx(494.5 / 999)
+    expected = [1 / 3, 1 / 3 + 0.2 / 3, 2 / 3, 1 - 0.2 / 3, 1.0]  # among the highest 100, 10 and 1 of 1000
+    box = result.anomaly
+    torch.testing.assert_close([box.lowest, box.lower, box.median, box.upper, box.highest], expected, rtol=0, atol=1e-12)
+    assert result.background.median == pytest.approx(math.log10(2) / 3, abs=1e-3)
 
 
 def test_separability__is_nan_where_a_class_or_the_contrast_is_missing():
