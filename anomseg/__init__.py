@@ -38,7 +38,17 @@ if TYPE_CHECKING:
     from anomseg.methods.svdd import SVDD
     from anomseg.methods.svdd_inputs import Texture
     from anomseg.methods.svdd_training import SVDDTraining
-    from anomseg.metrics.pixel import Detectability, F1Max, FPRAtTPR, ImageAUROC, PixelAUROC, PixelAveragePrecision, ThresholdAtFPR
+    from anomseg.metrics.heat import CalibrationError, PixelBCE
+    from anomseg.metrics.pixel import (
+        Detectability,
+        F1Max,
+        FPRAtTPR,
+        ImageAUROC,
+        OracleIoU,
+        PixelAUROC,
+        PixelAveragePrecision,
+        ThresholdAtFPR,
+    )
     from anomseg.metrics.region import PerRegionOverlap
     from anomseg.nets.descriptor import PixelDescriptor
     from anomseg.nets.patch_descriptor import PatchDescriptor, TimmDescriptor
@@ -53,6 +63,7 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "Albumentations",
     "AnomalySegmenter",
     "AreaRX",
+    "CalibrationError",
     "ClassAsNormal",
     "ClassTable",
     "ComparisonRow",
@@ -68,10 +79,12 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "ImageAUROC",
     "IndexThreshold",
     "NameSplit",
+    "OracleIoU",
     "PatchDescriptor",
     "PerRegionOverlap",
     "PixelAUROC",
     "PixelAveragePrecision",
+    "PixelBCE",
     "PixelDescriptor",
     "QuantileCalibration",
     "RankCalibration",

@@ -104,6 +104,23 @@ def f1_max(counts: ScoreCounts) -> tuple[Tensor, Tensor]:
     return f1[best], counts.thresholds()[best]
 
 
+def oracle_iou(counts: ScoreCounts) -> tuple[Tensor, Tensor]:
+    """Compute the mean intersection over union of both classes at Youden's threshold, which maximises TPR - FPR on this very truth.
+
+    Returns:
+        () float64 mean IoU in [0, 1] and () float32 threshold (flag `score >= threshold`); both NaN where a class is missing.
+    """
+    positive, negative = counts.anomalous.sum(), counts.normal.sum().double()
+    if not (positive > 0 and negative > 0):
+        return _nan_like(counts), _nan_like(counts)
+    true_positive, false_positive = _at_or_above(counts.anomalous), _at_or_above(counts.normal).double()
+    youden = true_positive / positive - false_positive / negative
+    best = len(youden) - 1 - youden.flip(0).argmax()  # the strictest of equals
+    hit, alarm = true_positive[best], false_positive[best]
+    anomalous, normal = hit / (positive + alarm), (negative - alarm) / (negative + positive - hit)
+    return (anomalous + normal) / 2, counts.thresholds()[best]
+
+
 def threshold_at_fpr(counts: ScoreCounts, fpr: float) -> Tensor:
     """Find the lowest threshold that flags at most a share of the normal pixels.
 

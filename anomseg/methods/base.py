@@ -112,7 +112,7 @@ class AnomalySegmenter(pl.LightningModule, ABC):
     @final
     def on_test_epoch_end(self) -> None:
         """Log the figures, pooled and for each scene."""
-        self.log_dict(self.test_metrics.compute())
+        self.log_dict(self.test_metrics.compute(self.calibration if self.calibration.is_fitted else None))
         self.test_metrics.reset()
 
     @final

@@ -105,6 +105,24 @@ class F1Max(ScoreState):
         return {"f1_max": f1, "f1_max_threshold": threshold}
 
 
+class OracleIoU(ScoreState):
+    """Compute the mean IoU of both classes at Youden's threshold, in [0, 1], and that threshold.
+
+    The threshold is chosen on the truth it is judged by, hence the name: papers that threshold their maps at the best point of the test
+    set's ROC curve print this figure.
+    """
+
+    higher_is_better = True
+
+    @one_thread()
+    def compute(self) -> dict[str, Tensor]:
+        """Return `oracle_miou` () float64 and `oracle_threshold` () float32 (flag `score >= threshold`)."""
+        counts = self.counts()
+        warn_if_class_is_missing(counts, "IoU")
+        iou, threshold = score_curves.oracle_iou(counts)
+        return {"oracle_miou": iou, "oracle_threshold": threshold}
+
+
 class ThresholdAtFPR(ScoreState):
     """Find the lowest threshold that flags at most a share of the normal pixels; anomalous pixels play no part.
 

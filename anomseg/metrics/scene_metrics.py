@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from anomseg.functional.reliability import reliability
 from anomseg.functional.score_histogram import ScoreCounts
 from anomseg.metrics.pixel import (
     Detectability,
     F1Max,
     FPRAtTPR,
     ImageAUROC,
+    OracleIoU,
     PixelAUROC,
     PixelAveragePrecision,
     ThresholdAtFPR,
@@ -32,12 +34,17 @@ def pixel_metrics() -> MetricCollection:
 
 
 def all_metrics() -> MetricCollection:
-    """Collect all figures: those of `pixel_metrics`, best F1, the threshold at 1 % false alarms, AUPRO, image AUROC, the 3-D ROC family."""
+    """Collect all figures.
+
+    Those of `pixel_metrics`, best F1, mean IoU at Youden's threshold, the threshold at 1 % false alarms, AUPRO, image AUROC, and the 3-D
+    ROC family.
+    """
     figures: dict[str, Metric | MetricCollection] = {
         "auroc": PixelAUROC(),
         "ap": PixelAveragePrecision(),
         "fpr95": FPRAtTPR(0.95),
         "f1": F1Max(),
+        "oracle": OracleIoU(),
         "threshold_at_fpr01": ThresholdAtFPR(0.01),
         "detectability": Detectability(),
         "aupro": PerRegionOverlap(0.3),
@@ -111,16 +118,22 @@ class SceneMetrics(nn.Module):
         with metric.sync_context(should_sync=metric._to_sync, should_unsync=True):
             return metric.counts()
 
-    def compute(self) -> dict[str, Tensor]:
+    def compute(self, heat: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
         """Compute all figures; every rank must call this.
+
+        Args:
+            heat: monotone map from scores to heat in [0, 1], such as a fitted calibration; None leaves the figures of heat maps out.
 
         Returns:
             `<prefix><figure>` pooled over all pixels, `<prefix><figure>_mean` averaged over the scenes that hold both classes, and
-            `<prefix><figure>/<scene>` for each of them, if they are at most 32. A figure that no scene defines, such as image AUROC
+            `<prefix><figure>/<scene>` for each of them, if they are at most 32; with heat, `<prefix>heat_bce`, `<prefix>heat_brier` and
+            `<prefix>heat_ece` pooled (see `reliability`). A figure that no scene defines, such as image AUROC
             of scenes that are one sample each, is pooled only.
         """
         self._close_scene()
         values = {f"{self.prefix}{k}": v for k, v in self.pooled.compute().items()}
+        if heat is not None:
+            values.update({f"{self.prefix}heat_{k}": v for k, v in reliability(self.counts(), heat).items()})
         scenes = self._gathered()
         for figure in next(iter(scenes.values()), {}):
             of_scenes = torch.tensor([v[figure] for v in scenes.values()], dtype=torch.float64)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, jaccard_score, roc_auc_score, roc_curve
 
 from anomseg.functional.score_curves import (
     auroc,
@@ -10,6 +10,7 @@ from anomseg.functional.score_curves import (
     f1_max,
     fpr_at_tpr,
     normal_quantile,
+    oracle_iou,
     per_region_overlap,
     roc,
     threshold_at_fpr,
@@ -65,6 +66,20 @@ def test_f1_max__equals_brute_force(seed):
     best = max((2 * (truth & (scores >= t)).sum() / ((scores >= t).sum() + truth.sum()), t) for t in scores)
     f1, threshold = f1_max(counted(scores, truth))
     assert (float(f1), float(threshold)) == pytest.approx(best)
+
+
+@SEEDS
+def test_oracle_iou__equals_brute_force(seed):
+    scores, truth = draw(seed, 300)
+    youden = {t: (scores[truth] >= t).mean() - (scores[~truth] >= t).mean() for t in scores}
+    best = max(youden, key=lambda t: (round(youden[t], 12), t))
+    expected = jaccard_score(truth, scores >= best, average="macro")
+    iou, threshold = oracle_iou(counted(scores, truth))
+    assert (float(iou), float(threshold)) == pytest.approx((expected, best))
+
+
+def test_oracle_iou__is_nan_where_a_class_is_missing():
+    assert all(torch.isnan(value) for value in oracle_iou(counted(np.arange(5.0), np.zeros(5, bool))))
 
 
 @SEEDS

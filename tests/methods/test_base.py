@@ -70,7 +70,20 @@ def test_fit__calibrates_on_normal_pixels_with_data_only(fitted):
 def test_test__logs_the_whole_family(fitted):
     method, loop = fitted
     loop.test(method, dataset(seed=2), verbose=False)
-    for figure in ("auroc", "ap", "fpr95", "f1_max", "f1_max_threshold", "aupro", "auc_dt", "snpr", "threshold_at_fpr01"):
+    for figure in (
+        "auroc",
+        "ap",
+        "fpr95",
+        "f1_max",
+        "f1_max_threshold",
+        "aupro",
+        "auc_dt",
+        "snpr",
+        "threshold_at_fpr01",
+        "oracle_miou",
+        "heat_bce",
+        "heat_ece",
+    ):
         assert torch.isfinite(loop.callback_metrics[f"test_{figure}"]), figure
 
 

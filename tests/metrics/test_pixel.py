@@ -9,7 +9,16 @@ from torchmetrics.classification import BinaryAUROC
 from anomseg.functional.score_curves import auroc, auroc_bound, average_precision, fpr_at_tpr
 from anomseg.functional.score_histogram import ScoreCounts
 from anomseg.metrics import score_state
-from anomseg.metrics.pixel import Detectability, F1Max, FPRAtTPR, ImageAUROC, PixelAUROC, PixelAveragePrecision, ThresholdAtFPR
+from anomseg.metrics.pixel import (
+    Detectability,
+    F1Max,
+    FPRAtTPR,
+    ImageAUROC,
+    OracleIoU,
+    PixelAUROC,
+    PixelAveragePrecision,
+    ThresholdAtFPR,
+)
 from anomseg.metrics.region import PerRegionOverlap
 
 PIXELS = 400_000
@@ -151,7 +160,7 @@ def test_collection__counts_once(monkeypatch):
     calls = []
     counted = score_state.count_scores
     monkeypatch.setattr(score_state, "count_scores", lambda *a, **k: calls.append(1) or counted(*a, **k))
-    members = [PixelAUROC(), PixelAveragePrecision(), FPRAtTPR(), F1Max(), ThresholdAtFPR(), Detectability()]
+    members = [PixelAUROC(), PixelAveragePrecision(), FPRAtTPR(), F1Max(), OracleIoU(), ThresholdAtFPR(), Detectability()]
     metric = MetricCollection(members)
     for _ in range(3):
         metric.update(torch.rand(2, 9, 9), torch.rand(2, 9, 9) < 0.3)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from anomseg.metrics import score_state
+from anomseg.metrics.heat import PixelBCE
 from anomseg.metrics.pixel import ImageAUROC, PixelAUROC
 from anomseg.metrics.scene_metrics import NAMED_SCENES, SceneMetrics, all_metrics, pixel_metrics
 
@@ -168,3 +169,16 @@ def test_scene_metrics__are_silent_about_scenes_of_one_class():
 def test_scene_metrics__say_what_is_missing_without_a_pixel_metric():
     with pytest.raises(ValueError, match="Expected a pixel metric such as PixelAUROC"):
         SceneMetrics(MetricCollection([ImageAUROC()]), "").counts()
+
+
+def test_scene_metrics__judges_heat_maps_by_the_calibration_that_it_is_given():
+    score, mask = draw()
+    metrics = SceneMetrics(pixel_metrics(), "test_")
+    metrics.update(score, mask)
+    heat = torch.sigmoid(score + 16)
+    expected = PixelBCE()
+    expected.update(heat, mask)
+    found = metrics.compute(lambda s: torch.sigmoid(s + 16))
+    assert float(found["test_heat_bce"]) == pytest.approx(float(expected.compute()), rel=1e-4)
+    assert {"test_heat_brier", "test_heat_ece"} < set(found)
+    assert not any("heat" in name for name in metrics.compute())
