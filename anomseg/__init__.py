@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from anomseg.methods.direct import DirectDetection
     from anomseg.methods.direct_training import DirectTraining
     from anomseg.methods.direct_transfer import TransferDetection
+    from anomseg.methods.normal_density import NormalDensity
     from anomseg.methods.rx import RX
     from anomseg.methods.svdd import SVDD
     from anomseg.methods.svdd_inputs import Texture
@@ -79,6 +80,7 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "ImageAUROC",
     "IndexThreshold",
     "NameSplit",
+    "NormalDensity",
     "OracleIoU",
     "PatchDescriptor",
     "PerRegionOverlap",

@@ -38,6 +38,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("AreaRX", "anomseg.methods.area_rx", "method", "small bright and dark details of the whitened components"),
     Entry("FusedRX", "anomseg.methods.area_rx", "method", "area-filtered RX fused with local RX in principal components"),
     Entry("CRD", "anomseg.methods.crd", "method", "what remains of a pixel when its neighbours rebuild it"),
+    Entry("NormalDensity", "anomseg.methods.normal_density", "method", "how improbable colour and texture are among normal pixels"),
     Entry("DirectDetection", "anomseg.methods.direct", "method", "a small net taught on each scene by pseudo labels and simulation"),
     Entry("TransferDetection", "anomseg.methods.direct_transfer", "method", "direct detection with one set of weights for any sensor"),
     Entry("SVDD", "anomseg.methods.svdd", "method", "normal pixels drawn into a sphere, and how badly a pixel fits them"),

@@ -17,12 +17,12 @@ from anomseg.functional.svdd_scores import DescriptorScore
 from anomseg.functional.virtual_anomalies import PUBLISHED, VirtualAnomaly, apply_all
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.svdd_fit import DescribedBatch, DescriptorFit, ScoreRule
-from anomseg.methods.svdd_inputs import Inputs, Texture
+from anomseg.methods.svdd_inputs import Inputs, Texture, counted_pixels, normal_pixels, training_batches
 from anomseg.methods.svdd_training import SVDDTraining, reconstruction_loss, svdd_losses
 from anomseg.nets.descriptor import DescriptorNet, DescriptorSpec
 from anomseg.nets.patch_descriptor import PatchDescriptor
 from anomseg.optimisation import Optimisation
-from anomseg.sample import NORMAL, finite_pixels
+from anomseg.sample import finite_pixels
 
 OWN_RULES = ("ratio", "margin_ratio", "two_sided")
 
@@ -106,7 +106,7 @@ class SVDD(AnomalySegmenter):
     def on_train_start(self) -> None:
         """Take the statistics of the inputs and the first centre from the training data."""
         if not self.inputs.fitted:
-            self.inputs.fit(lambda: ((batch["image"], self._normal_pixels(batch)) for batch in self._batches()), self.device)
+            self.inputs.fit(lambda: ((batch["image"], self._normal_pixels(batch)) for batch in training_batches(self)), self.device)
             self.fitted.begin(self._described(), self.recipe, self.device)
 
     def on_train_epoch_start(self) -> None:
@@ -116,7 +116,7 @@ class SVDD(AnomalySegmenter):
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Compute the losses of a batch on its normal pixels."""
         image, valid = self.inputs(batch["image"]), self._normal_pixels(batch)
-        out, data = self.net(image, valid), finite_pixels(image)
+        out, counted = self.net(image, valid), self._counted_pixels(batch)
         losses = {}
         if self.recipe.weights[2]:
             losses["reconstruction"] = self.recipe.weights[2] * reconstruction_loss(image, out.reconstruction, valid)
@@ -126,7 +126,7 @@ class SVDD(AnomalySegmenter):
                 generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.global_step) * 1009 + self.global_rank)
                 copy = self.net(apply_all(self.virtual, image, generator), valid).descriptor
             radius = self.learnt_radius if self.recipe.objective == "contrast" else self.fitted.radius
-            losses |= svdd_losses(out.descriptor, copy, self.fitted.centre, radius, valid, self.recipe, data)
+            losses |= svdd_losses(out.descriptor, copy, self.fitted.centre, radius, valid, self.recipe, counted)
         self.log_dict({f"loss_{name}": value.detach() for name, value in losses.items()}, batch_size=len(image))
         return torch.stack(list(losses.values())).sum()
 
@@ -168,21 +168,20 @@ class SVDD(AnomalySegmenter):
                 self.fitted.radius = self.learnt_radius.detach().abs().clone()
             self.fitted.refresh(self._described(), self.recipe, self.current_epoch, warming_up=self._warming_up())
 
-    def _batches(self) -> Iterator[Mapping[str, Any]]:
-        for batch in self.trainer.train_dataloader or ():
-            yield self.trainer.strategy.batch_to_device(batch, self.device)
-
     @torch.no_grad()
     def _described(self) -> Iterator[DescribedBatch]:
         """Describe the training data in evaluation mode."""
         mode = self.net.training
         self.net.eval()
-        for batch in self._batches():
+        for batch in training_batches(self):
             inputs = self.inputs(batch["image"])
-            yield DescribedBatch(inputs, self.net(inputs).descriptor, self._normal_pixels(batch), finite_pixels(inputs))
+            yield DescribedBatch(inputs, self.net(inputs).descriptor, self._normal_pixels(batch), self._counted_pixels(batch))
         self.net.train(mode)
 
     def _normal_pixels(self, batch: Mapping[str, Any]) -> Tensor:
         """Find the pixels with data that count as normal: (B, H, W) bool."""
-        data = finite_pixels(batch["image"])
-        return data & (batch["mask"] == NORMAL) if self.learn_from == "normal" and "mask" in batch else data
+        return normal_pixels(batch) if self.learn_from == "normal" else finite_pixels(batch["image"])
+
+    def _counted_pixels(self, batch: Mapping[str, Any]) -> Tensor:
+        """Find the pixels that normal ones are compared with: (B, H, W) bool."""
+        return counted_pixels(batch) if self.learn_from == "normal" else finite_pixels(batch["image"])

@@ -25,7 +25,7 @@ from anomseg.sample import IGNORE, NORMAL
 
 
 class DescribedBatch(NamedTuple):
-    """Hold what a net saw and said of a batch: (B, F, H, W), (B, D, H, W), and (B, H, W) bool for normal pixels and pixels with data."""
+    """Hold what a net saw and said of a batch: (B, F, H, W), (B, D, H, W), and (B, H, W) bool for normal and for all counted pixels."""
 
     inputs: Tensor
     descriptor: Tensor

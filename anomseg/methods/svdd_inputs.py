@@ -1,19 +1,20 @@
-"""What an SVDD sees of an image: scaled bands, or their filter bank, standardised by the normal training pixels."""
+"""What is learnt from: images as scaled bands or their filter bank, standardised by the normal training pixels, and which pixels count."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal
 
+import lightning.pytorch as pl
 import torch
 import torch.distributed
 from torch import Tensor, nn
 
 from anomseg.functional.filter_bank import filter_bank, filter_bank_channels
 from anomseg.functional.rx import BackgroundStatistics, merge_statistics, pixel_statistics
-from anomseg.sample import NORMAL, finite_pixels
+from anomseg.sample import IGNORE, NORMAL, finite_pixels
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,24 @@ class Inputs(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Give (B, F, H, W) of mean 0 and deviation 1 over normal training pixels, NaN where there is no data."""
         return (self.features(image) - self.mean[:, None, None]) / self.std[:, None, None]
+
+
+def normal_pixels(batch: Mapping[str, Any]) -> Tensor:
+    """Find the pixels with data of mask 0, or all with data where there is no mask: (B, H, W) bool."""
+    data = finite_pixels(batch["image"])
+    return data & (batch["mask"] == NORMAL) if "mask" in batch else data
+
+
+def counted_pixels(batch: Mapping[str, Any]) -> Tensor:
+    """Find the pixels with data that are not void, of any class, as unlabelled ones: (B, H, W) bool."""
+    data = finite_pixels(batch["image"])
+    return data & (batch["mask"] != IGNORE) if "mask" in batch else data
+
+
+def training_batches(method: pl.LightningModule) -> Iterator[Mapping[str, Any]]:
+    """Serve the batches of the training data once, on the device of the method."""
+    for batch in method.trainer.train_dataloader or ():
+        yield method.trainer.strategy.batch_to_device(batch, method.device)
 
 
 def channel_statistics(batches: Iterable[tuple[Tensor, Tensor]], channels: int) -> tuple[Tensor, Tensor]:

@@ -103,7 +103,7 @@ def svdd_losses(
         radius: () >= 0.
         valid: (B, H, W) bool, the normal pixels that count.
         recipe: see `SVDDTraining`.
-        data: (B, H, W) bool, all pixels with data.
+        data: (B, H, W) bool, all pixels with data that are not void.
 
     Returns:
         `svdd` and, where there are copies, `diversity`, each times its weight.

@@ -1,7 +1,8 @@
-"""Measure SVDD where one class is normal: python tests/benchmarks/bench_svdd.py [--arms NAME ...] [--seeds N].
+"""Measure SVDD and NormalDensity where one class is normal: python tests/benchmarks/bench_svdd.py [--arms NAME ...] [--seeds N].
 
 The six tasks of bench_class_as_normal.py through RemoteSensingDataModule and a Lightning trainer, one configuration for all. Prints the
 pixel AUROC of every score rule of the trained net, with and without smoothing. ANOMSEG_DATA names the folder with remote_sensing/.
+`--arms simple` runs the densities that no net is needed for, `--arms A4` the published options of SVDD.
 """
 
 import argparse
@@ -24,17 +25,30 @@ from anomseg.data.scene_dataset import full_mask
 from anomseg.functional.area_rx import gaussian
 from anomseg.functional.score_curves import auroc
 from anomseg.functional.score_histogram import count_scores
+from anomseg.methods.normal_density import NormalDensity
 from anomseg.methods.svdd import SVDD
+from anomseg.methods.svdd_fit import ScoreRule
 from anomseg.methods.svdd_inputs import Texture
 from anomseg.methods.svdd_training import CONTRAST, DEEP_SVDD, SVDDTraining
 from anomseg.nets.descriptor import PixelDescriptor
 from anomseg.nets.patch_descriptor import PatchDescriptor
 from anomseg.optimisation import Optimisation
 
-RULES = ("dist", "abs", "abs_inner_half", "recenter", "mahalanobis", "two_sided", "ratio", "margin_ratio", "input_ratio")
+RULES: tuple[ScoreRule, ...] = ("dist", "abs", "abs_inner_half", "recenter", "mahalanobis", "two_sided", "ratio", "margin_ratio")
 OURS: dict[str, Any] = {"recipe": CONTRAST, "texture": Texture(), "descriptor": PixelDescriptor()}
 FAST = Optimisation(lr=3e-3, weight_decay=1e-3)
 V2 = SVDDTraining()
+
+
+SIMPLE: dict[str, dict[str, Any]] = {
+    "RX, bands": {"model": "gaussian"},
+    "RX, filter bank 1-4": {"model": "gaussian", "texture": Texture((1.0, 2.0, 4.0), 0.0)},
+    "RX, log filter bank 1-16": {"model": "gaussian", "texture": Texture()},
+    "RX, log filter bank 1-16, light of the image out": {"model": "gaussian", "texture": Texture(), "standardise": "image"},
+    "mixture of 20, log filter bank 1-16": {"model": "mixture", "texture": Texture()},
+    "mixture of 20, log filter bank 1-16, light of the image out": {"model": "mixture", "texture": Texture(), "standardise": "image"},
+    "ratio, log filter bank 1-16": {"model": "ratio", "texture": Texture()},
+}
 
 
 def grid(**changes: Any) -> dict[str, Any]:
@@ -48,6 +62,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "published on texture": {"recipe": V2, "texture": Texture(), "descriptor": PixelDescriptor(latent=5)},
     "deep SVDD on texture": {"recipe": DEEP_SVDD, "texture": Texture(), "descriptor": PixelDescriptor(latent=16)},
     "deep SVDD": {"recipe": DEEP_SVDD, "descriptor": PatchDescriptor(norm="none", bias=False)},
+    **SIMPLE,
 }
 for reduction in ("pixel", "max", "mean", "quantile"):
     for radius in ("mean_max", "quantile", "one_minus_nu"):
@@ -81,10 +96,14 @@ def tasks(root: Path, seed: int) -> dict[str, dict[str, Any]]:
     return found
 
 
-def fitted(options: dict[str, Any], arm: dict[str, Any], epochs: int, seed: int) -> tuple[SVDD, RemoteSensingDataModule]:
+def fitted(options: dict[str, Any], arm: dict[str, Any], epochs: int, seed: int) -> tuple[SVDD | NormalDensity, RemoteSensingDataModule]:
     pl.seed_everything(seed, verbose=False)
     data = RemoteSensingDataModule(**options, tile=128, batch_size=4, calibration_share=0.05, seed=seed)
-    method = SVDD(seed=seed, score_rule="mahalanobis" if arm["recipe"].objective == "one_class" else "ratio", **arm)
+    method: SVDD | NormalDensity
+    if "model" in arm:
+        method = NormalDensity(seed=seed, smoothing=0.0, **arm)
+    else:
+        method = SVDD(seed=seed, score_rule="mahalanobis" if arm["recipe"].objective == "one_class" else "ratio", **arm)
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -99,20 +118,27 @@ def fitted(options: dict[str, Any], arm: dict[str, Any], epochs: int, seed: int)
     return method.eval(), data
 
 
+def scored(method: SVDD | NormalDensity, image: Tensor) -> dict[str, Tensor]:
+    """Score an image by every rule."""
+    if isinstance(method, NormalDensity):
+        return {method.model: method.score(image)}
+    inputs = method.inputs(image)
+    described = method.net(inputs).descriptor
+    found = {rule: method.fitted.score(inputs, described, rule) for rule in RULES}
+    return found | {"input_ratio": method.fitted.input_ratio.score(inputs)}
+
+
 @torch.no_grad()
-def measured(method: SVDD, data: RemoteSensingDataModule, smoothing: list[float]) -> dict[tuple[str, float], float]:
-    scores: dict[tuple[str, float], list[Tensor]] = {(rule, s): [] for rule in RULES for s in smoothing}
+def measured(method: SVDD | NormalDensity, data: RemoteSensingDataModule, smoothing: list[float]) -> dict[tuple[str, float], float]:
+    scores: dict[tuple[str, float], list[Tensor]] = {}
     truths = []
     for index in range(len(whole := data.scene_dataset("test", full_mask, tiled=False))):
         sample = whole[index]
         image, mask = sample["image"][None], sample["mask"]
         truths.append(mask)
-        inputs = method.inputs(image)
-        described = method.net(inputs).descriptor
-        for rule in RULES:
-            raw = method.fitted.input_ratio.score(inputs) if rule == "input_ratio" else method.fitted.score(inputs, described, rule)
+        for rule, raw in scored(method, image).items():
             for s in smoothing:
-                scores[rule, s].append((gaussian(raw, s) if s else raw)[0])
+                scores.setdefault((rule, s), []).append((gaussian(raw, s) if s else raw)[0])
     mask = torch.cat([t.flatten() for t in truths])
     found = {}
     for key, maps in scores.items():
@@ -123,7 +149,9 @@ def measured(method: SVDD, data: RemoteSensingDataModule, smoothing: list[float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arms", nargs="*", default=["contrast on texture", "published", "deep SVDD"], help=f"any of {list(ARMS)}, or A4")
+    parser.add_argument(
+        "--arms", nargs="*", default=["contrast on texture", "published", "deep SVDD"], help=f"any of {list(ARMS)}, A4 or simple"
+    )
     parser.add_argument("--tasks", nargs="*", default=None)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=12)
@@ -133,7 +161,8 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     root = Path(os.environ["ANOMSEG_DATA"]) / "remote_sensing"
-    for name in [arm for arm in ARMS if arm.startswith("A4")] if options.arms == ["A4"] else options.arms:
+    groups = {"A4": [arm for arm in ARMS if arm.startswith("A4")], "simple": list(SIMPLE)}
+    for name in [arm for given in options.arms for arm in groups.get(given, [given])]:
         for seed in range(options.seeds):
             start = time.perf_counter()
             found, radii, failed = {}, [], ""
@@ -145,7 +174,8 @@ def main() -> None:
                 except RuntimeError as error:
                     failed = f"{task}: {error}"
                     break
-                radii.append(f"{float(method.fitted.radius):.3g}/{float(method.diagnostics()['descriptor_rank']):.1f}")
+                if isinstance(method, SVDD):
+                    radii.append(f"{float(method.fitted.radius):.3g}/{float(method.diagnostics()['descriptor_rank']):.1f}")
                 found[task] = measured(method, data, options.smoothing)
             seconds = time.perf_counter() - start
             print(f"{name}, seed {seed}, {list(found)}, radius/rank {radii}, {seconds:.0f} s {failed}", flush=True)

@@ -43,7 +43,9 @@ def direct_map(folder: Path | None, scene: str, image: Tensor) -> Tensor:
     paths = [folder / f"batch norm--{seed}--{scene}.pt" for seed in range(5)]
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
-        raise SystemExit(f"Expected maps of five seeds, but got no {missing}. Run bench_direct_ablation.py train --arms 'batch norm' first.")
+        raise SystemExit(
+            f"Expected maps of five seeds, but got no {missing}. Run bench_direct_ablation.py train --arms 'batch norm' first."
+        )
     return standard(torch.stack([standard(torch.load(path)[0].float()) for path in paths]).mean(0))
 
 
