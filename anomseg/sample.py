@@ -67,6 +67,18 @@ def fill_nodata(image: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(keep, image, kept.sum(dim=(-2, -1), keepdim=True) / count), valid
 
 
+def flat_truth(batch: Any) -> Any:
+    """Drop the channel axis of truth that was stacked as (B, 1, H, W), as torchgeo does for some data sets; leave all else.
+
+    Args:
+        batch: of the contract; anything but a mapping is given back as it is, so that `check_sample` can say what is wrong.
+    """
+    if not isinstance(batch, Mapping):
+        return batch
+    stacked = {k: v[:, 0] for k in ("mask", "label") if isinstance(v := batch.get(k), Tensor) and v.ndim == 4 and v.shape[1] == 1}
+    return {**batch, **stacked} if stacked else batch
+
+
 def check_sample(batch: Mapping[str, Any]) -> None:
     """Check one batch against the contract, and say what is wrong where it breaks it.
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from anomseg.sample import IGNORE, check_mask, check_sample, collate, fill_nodata, finite_pixels
+from anomseg.sample import IGNORE, check_mask, check_sample, collate, fill_nodata, finite_pixels, flat_truth
 
 
 def batch(**changes):
@@ -77,3 +77,14 @@ def test_collate__stacks_tensors_and_lists_metadata():
 def test_collate__names_the_sizes_that_differ():
     with pytest.raises(ValueError, match=r"a: \(1, 2, 2\).*batch_size=1"):
         collate([{"image": torch.rand(1, 2, 2), "name": "a"}, {"image": torch.rand(1, 3, 2), "name": "b"}])
+
+
+def test_flat_truth__drops_one_channel_and_leaves_all_else():
+    image, mask = torch.rand(2, 3, 4, 5), torch.zeros(2, 1, 4, 5, dtype=torch.long)
+    flat = flat_truth({"image": image, "mask": mask, "label": mask[:, 0], "name": ["a", "b"]})
+    assert flat["mask"].shape == flat["label"].shape == (2, 4, 5)
+    assert flat["image"] is image
+    assert flat["name"] == ["a", "b"]
+    assert flat_truth(image) is image
+    two = {"image": image, "mask": mask.expand(2, 2, 4, 5)}
+    assert flat_truth(two) is two

@@ -18,7 +18,7 @@ from anomseg.errors import NotFittedError
 from anomseg.functional.windows import pad_to_multiple
 from anomseg.metrics.scene_metrics import SceneMetrics, all_metrics, pixel_metrics
 from anomseg.optimisation import Optimisation
-from anomseg.sample import IGNORE, check_sample, finite_pixels
+from anomseg.sample import IGNORE, check_sample, finite_pixels, flat_truth
 from anomseg.version import __version__
 
 
@@ -49,6 +49,10 @@ class AnomalySegmenter(pl.LightningModule, ABC):
         if not self.learns:
             self.trainer.fit_loop.max_epochs = 1
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Take torchgeo's (B, 1, H, W) masks as they come."""
+        return flat_truth(batch)
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Return a loss; that of a method that learns nothing is 0."""
         return self.clock.sum() * 0.0
@@ -67,15 +71,12 @@ class AnomalySegmenter(pl.LightningModule, ABC):
     @final
     def score_map(self, image: Tensor) -> Tensor:
         """Score an image of any size: pad to `size_multiple`, score, crop; pixels without data get their map's lowest score."""
-        height, width = image.shape[-2:]
         padded = pad_to_multiple(image, self.size_multiple)
         score = self.score(padded)
         if score.shape != (image.shape[0], *padded.shape[-2:]):
-            raise ValueError(
-                f"Expected {type(self).__name__}.score to return (B, H, W) = {(image.shape[0], *padded.shape[-2:])} for an image of shape "
-                f"{tuple(padded.shape)}, but got {tuple(score.shape)}."
-            )
-        score = score[:, :height, :width].float()
+            came = f"{tuple(score.shape)} for an image of shape {tuple(padded.shape)}"
+            raise ValueError(f"Expected a score of shape (B, H, W) from {type(self).__name__}.score, but got {came}.")
+        score = score[:, : image.shape[-2], : image.shape[-1]].float()
         valid = finite_pixels(image)
         lowest = torch.where(valid, score, torch.inf).amin((1, 2), keepdim=True)
         return torch.where(valid, score, torch.where(torch.isfinite(lowest), lowest, 0.0))
@@ -118,9 +119,8 @@ class AnomalySegmenter(pl.LightningModule, ABC):
     @final
     def _count(self, batch: Mapping[str, Any], metrics: SceneMetrics) -> None:
         check_sample(batch)
-        image = batch["image"]
-        mask = batch["mask"].masked_fill(~finite_pixels(image), IGNORE)
-        metrics.update(self.score_map(image), mask, batch.get("name"))
+        mask = batch["mask"].masked_fill(~finite_pixels(batch["image"]), IGNORE)
+        metrics.update(self.score_map(batch["image"]), mask, batch.get("name"))
 
     @final
     def on_predict_start(self) -> None:

@@ -50,6 +50,12 @@ def test_torchgeo_batch__is_fitted_tested_and_predicted_unchanged(tmp_path):
     assert predictions[0]["heatmap"].shape == (2, 24, 24)
 
 
+def test_torchgeo_batch__with_a_channel_axis_in_the_mask_gives_the_same_figures(tmp_path):
+    flat = batch()
+    stacked = {**flat, "mask": flat["mask"][:, None]}
+    assert run(tmp_path, [stacked])[0] == pytest.approx(run(tmp_path, [flat])[0], rel=0, abs=0, nan_ok=True)
+
+
 def test_torchgeo_batch__stacked_by_torchgeo_itself_is_tested(tmp_path):
     stack_samples = pytest.importorskip("torchgeo.datasets").stack_samples
     whole = batch()

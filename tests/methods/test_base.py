@@ -120,7 +120,7 @@ def test_score_map__refuses_a_score_of_another_shape():
         def score(self, image):
             return image
 
-    with pytest.raises(ValueError, match=r"Wrong.score to return \(B, H, W\)"):
+    with pytest.raises(ValueError, match=r"shape \(B, H, W\) from Wrong.score"):
         Wrong().score_map(torch.rand(1, 1, 4, 4))
 
 
