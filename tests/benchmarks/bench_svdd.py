@@ -57,6 +57,12 @@ def grid(**changes: Any) -> dict[str, Any]:
 
 ARMS: dict[str, dict[str, Any]] = {
     "contrast on texture": {**OURS, "optimisation": FAST},
+    "contrast on patches of texture": {
+        "recipe": CONTRAST,
+        "texture": Texture(),
+        "descriptor": PatchDescriptor(latent=16, scales=(0.5, 1.0)),
+        "optimisation": FAST,
+    },
     "contrast on patches": {"recipe": CONTRAST, "descriptor": PatchDescriptor(latent=16), "optimisation": FAST},
     "published": grid(),
     "published on texture": {"recipe": V2, "texture": Texture(), "descriptor": PixelDescriptor(latent=5)},
@@ -96,10 +102,13 @@ def tasks(root: Path, seed: int) -> dict[str, dict[str, Any]]:
     return found
 
 
-def fitted(options: dict[str, Any], arm: dict[str, Any], epochs: int, seed: int) -> tuple[SVDD | NormalDensity, RemoteSensingDataModule]:
+def fitted(
+    options: dict[str, Any], arm: dict[str, Any], epochs: int, seed: int, tile: int = 128
+) -> tuple[SVDD | NormalDensity, RemoteSensingDataModule]:
     pl.seed_everything(seed, verbose=False)
-    data = RemoteSensingDataModule(**options, tile=128, batch_size=4, calibration_share=0.05, seed=seed)
-    method: SVDD | NormalDensity
+    crops = max(1, round(options["crops"] * (128 / tile) ** 2))
+    data = RemoteSensingDataModule(**{**options, "crops": crops}, tile=tile, batch_size=4, calibration_share=0.05, seed=seed)
+    method: Method
     if "model" in arm:
         method = NormalDensity(seed=seed, smoothing=0.0, **arm)
     else:
@@ -118,7 +127,7 @@ def fitted(options: dict[str, Any], arm: dict[str, Any], epochs: int, seed: int)
     return method.eval(), data
 
 
-def scored(method: SVDD | NormalDensity, image: Tensor) -> dict[str, Tensor]:
+def scored(method: Method, image: Tensor) -> dict[str, Tensor]:
     """Score an image by every rule."""
     if isinstance(method, NormalDensity):
         return {method.model: method.score(image)}
@@ -129,7 +138,7 @@ def scored(method: SVDD | NormalDensity, image: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def measured(method: SVDD | NormalDensity, data: RemoteSensingDataModule, smoothing: list[float]) -> dict[tuple[str, float], float]:
+def measured(method: Method, data: RemoteSensingDataModule, smoothing: list[float]) -> dict[tuple[str, float], float]:
     scores: dict[tuple[str, float], list[Tensor]] = {}
     truths = []
     for index in range(len(whole := data.scene_dataset("test", full_mask, tiled=False))):
@@ -155,6 +164,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", default=None)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--tile", type=int, default=128, help="side of the crops; larger ones are fewer, of the same area")
     parser.add_argument("--smoothing", type=float, nargs="*", default=[0.0, 8.0])
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -170,7 +180,7 @@ def main() -> None:
                 if options.tasks and task not in options.tasks:
                     continue
                 try:
-                    method, data = fitted(described, ARMS[name], options.epochs, seed)
+                    method, data = fitted(described, ARMS[name], options.epochs, seed, options.tile)
                 except RuntimeError as error:
                     failed = f"{task}: {error}"
                     break
