@@ -102,9 +102,10 @@ def tasks(root: Path, seed: int) -> dict[str, dict[str, Any]]:
     return found
 
 
-def fitted(
-    options: dict[str, Any], arm: dict[str, Any], epochs: int, seed: int, tile: int = 128
-) -> tuple[SVDD | NormalDensity, RemoteSensingDataModule]:
+Method = SVDD | NormalDensity
+
+
+def fitted(options: dict[str, Any], arm: dict[str, Any], epochs: int, seed: int, tile: int = 128) -> tuple[Method, RemoteSensingDataModule]:
     pl.seed_everything(seed, verbose=False)
     crops = max(1, round(options["crops"] * (128 / tile) ** 2))
     data = RemoteSensingDataModule(**{**options, "crops": crops}, tile=tile, batch_size=4, calibration_share=0.05, seed=seed)
