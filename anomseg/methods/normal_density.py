@@ -19,7 +19,8 @@ from anomseg.functional.pixel_sample import PixelSample, draw_pixels, merge_samp
 from anomseg.functional.rx import mahalanobis
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.svdd_fit import LogRatio
-from anomseg.methods.svdd_inputs import Inputs, Texture, counted_pixels, gathered_objects, normal_pixels, training_batches
+from anomseg.methods.svdd_inputs import Inputs, Texture
+from anomseg.methods.training_data import counted_pixels, gathered_objects, normal_pixels, training_batches
 from anomseg.sample import finite_pixels
 
 SAMPLE = 1 << 15

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import reduce
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +21,8 @@ from anomseg.functional.rx import (
     regularised_precision,
 )
 from anomseg.methods.base import AnomalySegmenter
-from anomseg.sample import NORMAL, check_sample, finite_pixels
+from anomseg.methods.training_data import gathered_objects, normal_pixels, training_batches
+from anomseg.sample import check_sample
 
 
 class RX(AnomalySegmenter):
@@ -70,40 +70,17 @@ class RX(AnomalySegmenter):
         self.count: Tensor
         self.mean: Tensor
         self.scatter: Tensor
-        self._gathered: BackgroundStatistics | None = None
 
-    def on_train_epoch_start(self) -> None:
-        """Begin to gather anew."""
-        self._gathered = None
-
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Gather the statistics of a batch; the loss is 0 because nothing is learnt by descent."""
-        if self.background == "training":
-            check_sample(batch)
-            image = batch["image"]
-            usable = finite_pixels(image)
-            if "mask" in batch:
-                usable &= batch["mask"] == NORMAL
-            new = pixel_statistics(image.movedim(1, -1)[usable])
-            self._gathered = new if self._gathered is None else merge_statistics(self._gathered, new)
-        return self.clock.sum() * 0.0
-
-    def on_validation_start(self) -> None:
-        """Make the statistics of all ranks the background, before anything is scored with it."""
-        self._publish()
-
-    def on_train_epoch_end(self) -> None:
-        """Make the statistics of all ranks the background, where there was no validation."""
-        self._publish()
-
-    def _publish(self) -> None:
-        if self._gathered is None:
+    def on_train_start(self) -> None:
+        """Gather the statistics of the training data of all ranks."""
+        if self.background != "training":
             return
-        merged = self._gathered
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            parts: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(parts, (merged.count.cpu(), merged.mean.cpu(), merged.scatter.cpu()))
-            merged = reduce(merge_statistics, [BackgroundStatistics(*part) for part in parts])
+        found: BackgroundStatistics | None = None
+        for batch in training_batches(self):
+            check_sample(batch)
+            new = pixel_statistics(batch["image"].movedim(1, -1)[normal_pixels(batch)].cpu())
+            found = new if found is None else merge_statistics(found, new)
+        merged = reduce(merge_statistics, [part for part in gathered_objects(found) if part is not None])
         self.count, self.mean, self.scatter = (t.to(self.device) for t in (merged.count, merged.mean, merged.scatter))
 
     def score(self, image: Tensor) -> Tensor:

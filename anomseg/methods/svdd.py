@@ -17,8 +17,9 @@ from anomseg.functional.svdd_scores import DescriptorScore
 from anomseg.functional.virtual_anomalies import PUBLISHED, VirtualAnomaly, apply_all
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.svdd_fit import DescribedBatch, DescriptorFit, ScoreRule
-from anomseg.methods.svdd_inputs import Inputs, Texture, counted_pixels, normal_pixels, training_batches
+from anomseg.methods.svdd_inputs import Inputs, Texture
 from anomseg.methods.svdd_training import SVDDTraining, reconstruction_loss, svdd_losses
+from anomseg.methods.training_data import counted_pixels, normal_pixels, training_batches
 from anomseg.nets.descriptor import DescriptorNet, DescriptorSpec
 from anomseg.nets.patch_descriptor import PatchDescriptor
 from anomseg.optimisation import Optimisation
@@ -128,7 +129,9 @@ class SVDD(AnomalySegmenter):
             radius = self.learnt_radius if self.recipe.objective == "contrast" else self.fitted.radius
             losses |= svdd_losses(out.descriptor, copy, self.fitted.centre, radius, valid, self.recipe, counted)
         self.log_dict({f"loss_{name}": value.detach() for name, value in losses.items()}, batch_size=len(image))
-        return torch.stack(list(losses.values())).sum()
+        # DDP wants every parameter in every loss, and the heads take turns.
+        idle = torch.stack([p.sum() for p in self.net.parameters()]).sum() * 0.0
+        return torch.stack(list(losses.values())).sum() + idle
 
     def on_validation_start(self) -> None:
         """Fit centre, radius and distributions before anything is scored with them."""

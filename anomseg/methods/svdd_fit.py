@@ -18,8 +18,8 @@ from anomseg.functional.score_histogram import count_scores
 from anomseg.functional.svdd import squared_distance
 from anomseg.functional.svdd_radius import boundary_radius, largest_distances, mean_radius, quantile_radius
 from anomseg.functional.svdd_scores import DescriptorScore, NormalDescriptors, descriptor_score, two_sided_score
-from anomseg.methods.svdd_inputs import gathered_objects
 from anomseg.methods.svdd_training import SVDDTraining
+from anomseg.methods.training_data import gathered_objects
 from anomseg.metrics.score_state import ScoreState
 from anomseg.sample import IGNORE, NORMAL
 

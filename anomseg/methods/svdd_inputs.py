@@ -1,20 +1,19 @@
-"""What is learnt from: images as scaled bands or their filter bank, standardised by the normal training pixels, and which pixels count."""
+"""What is learnt from: images as scaled bands or their filter bank, standardised by the normal training pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Literal
+from typing import Literal
 
-import lightning.pytorch as pl
 import torch
-import torch.distributed
 from torch import Tensor, nn
 
 from anomseg.functional.filter_bank import filter_bank, filter_bank_channels
 from anomseg.functional.rx import BackgroundStatistics, merge_statistics, pixel_statistics
-from anomseg.sample import IGNORE, NORMAL, finite_pixels
+from anomseg.methods.training_data import gathered_objects
+from anomseg.sample import NORMAL, finite_pixels
 
 
 @dataclass(frozen=True)
@@ -82,24 +81,6 @@ class Inputs(nn.Module):
         return (self.features(image) - self.mean[:, None, None]) / self.std[:, None, None]
 
 
-def normal_pixels(batch: Mapping[str, Any]) -> Tensor:
-    """Find the pixels with data of mask 0, or all with data where there is no mask: (B, H, W) bool."""
-    data = finite_pixels(batch["image"])
-    return data & (batch["mask"] == NORMAL) if "mask" in batch else data
-
-
-def counted_pixels(batch: Mapping[str, Any]) -> Tensor:
-    """Find the pixels with data that are not void, of any class, as unlabelled ones: (B, H, W) bool."""
-    data = finite_pixels(batch["image"])
-    return data & (batch["mask"] != IGNORE) if "mask" in batch else data
-
-
-def training_batches(method: pl.LightningModule) -> Iterator[Mapping[str, Any]]:
-    """Serve the batches of the training data once, on the device of the method."""
-    for batch in method.trainer.train_dataloader or ():
-        yield method.trainer.strategy.batch_to_device(batch, method.device)
-
-
 def channel_statistics(batches: Iterable[tuple[Tensor, Tensor]], channels: int) -> tuple[Tensor, Tensor]:
     """Compute mean and standard deviation (C,) over the normal pixels of all ranks.
 
@@ -126,12 +107,3 @@ def channel_statistics(batches: Iterable[tuple[Tensor, Tensor]], channels: int) 
         )
     deviation = (merged.scatter.diagonal() / merged.count).clamp_min(0.0).sqrt()
     return merged.mean.float(), torch.where(deviation > 0, deviation, 1.0).float()
-
-
-def gathered_objects(part: Any) -> list[Any]:
-    """Collect one object from each rank; alone, it is a list of one."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [part]
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, part)
-    return parts

@@ -1,0 +1,53 @@
+"""Passes over the training data outside of training steps: which batches a rank sees, which pixels count, and what the ranks found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch.distributed
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from anomseg.sample import IGNORE, NORMAL, finite_pixels
+
+
+def training_batches(method: pl.LightningModule) -> Iterator[Mapping[str, Any]]:
+    """Serve this rank's part of the training data once, on the device of the method.
+
+    In training, ranks must have equally many samples, so some are repeated. Here none is, and the ranks' parts join to the whole.
+    """
+    loader = method.trainer.train_dataloader or ()
+    world = method.trainer.world_size
+    if world > 1 and isinstance(loader, DataLoader) and loader.batch_size is not None:
+        loader = DataLoader(
+            loader.dataset,
+            batch_size=loader.batch_size,
+            sampler=range(method.global_rank, len(loader.dataset), world),  # type: ignore[arg-type]
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+        )
+    for batch in loader:
+        yield method.trainer.strategy.batch_to_device(batch, method.device)
+
+
+def normal_pixels(batch: Mapping[str, Any]) -> Tensor:
+    """Find the pixels with data of mask 0, or all with data where there is no mask: (B, H, W) bool."""
+    data = finite_pixels(batch["image"])
+    return data & (batch["mask"] == NORMAL) if "mask" in batch else data
+
+
+def counted_pixels(batch: Mapping[str, Any]) -> Tensor:
+    """Find the pixels with data that are not void, of any class, as unlabelled ones: (B, H, W) bool."""
+    data = finite_pixels(batch["image"])
+    return data & (batch["mask"] != IGNORE) if "mask" in batch else data
+
+
+def gathered_objects(part: Any) -> list[Any]:
+    """Collect one object from each rank; alone, it is a list of one."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [part]
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, part)
+    return parts
