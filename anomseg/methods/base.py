@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, cast, final
 
 import lightning.pytorch as pl
 import torch
@@ -49,9 +49,10 @@ class AnomalySegmenter(pl.LightningModule, ABC):
         if not self.learns:
             self.trainer.fit_loop.max_epochs = 1
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Take torchgeo's (B, 1, H, W) masks as they come."""
-        return flat_truth(batch)
+        if isinstance(batch, dict):
+            batch.update(flat_truth(batch))
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Return a loss; that of a method that learns nothing is 0."""
@@ -83,8 +84,7 @@ class AnomalySegmenter(pl.LightningModule, ABC):
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute the heat map: (B, H, W) float32 in [0, 1]. Raises `NotFittedError` before calibration."""
-        heatmap: Tensor = self.calibration(self.score_map(image))
-        return heatmap
+        return cast(Tensor, self.calibration(self.score_map(image)))
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Give figures about the state of training, to be logged after each epoch; none by default."""
@@ -118,7 +118,7 @@ class AnomalySegmenter(pl.LightningModule, ABC):
 
     @final
     def _count(self, batch: Mapping[str, Any], metrics: SceneMetrics) -> None:
-        check_sample(batch)
+        check_sample(batch := flat_truth(batch))
         mask = batch["mask"].masked_fill(~finite_pixels(batch["image"]), IGNORE)
         metrics.update(self.score_map(batch["image"]), mask, batch.get("name"))
 
@@ -130,7 +130,7 @@ class AnomalySegmenter(pl.LightningModule, ABC):
     @final
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Return `score` (B, H, W) raw and `heatmap` (B, H, W) in [0, 1]."""
-        check_sample(batch)
+        check_sample(flat_truth(batch))
         score = self.score_map(batch["image"])
         return {"score": score, "heatmap": self.calibration(score)}
 

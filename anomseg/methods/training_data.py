@@ -10,7 +10,7 @@ import torch.distributed
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from anomseg.sample import IGNORE, NORMAL, finite_pixels
+from anomseg.sample import IGNORE, NORMAL, finite_pixels, flat_truth
 
 
 def training_batches(method: pl.LightningModule) -> Iterator[Mapping[str, Any]]:
@@ -29,7 +29,7 @@ def training_batches(method: pl.LightningModule) -> Iterator[Mapping[str, Any]]:
             collate_fn=loader.collate_fn,
         )
     for batch in loader:
-        yield method.trainer.strategy.batch_to_device(batch, method.device)
+        yield flat_truth(method.trainer.strategy.batch_to_device(batch, method.device))
 
 
 def normal_pixels(batch: Mapping[str, Any]) -> Tensor:

@@ -6,6 +6,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from anomseg.methods.rx import RX
+from anomseg.methods.svdd import SVDD
+from anomseg.methods.svdd_training import SVDDTraining
+from anomseg.nets.descriptor import PixelDescriptor
 from anomseg.sample import check_sample
 
 
@@ -54,6 +57,16 @@ def test_torchgeo_batch__with_a_channel_axis_in_the_mask_gives_the_same_figures(
     flat = batch()
     stacked = {**flat, "mask": flat["mask"][:, None]}
     assert run(tmp_path, [stacked])[0] == pytest.approx(run(tmp_path, [flat])[0], rel=0, abs=0, nan_ok=True)
+
+
+def test_torchgeo_batch__with_a_channel_axis_in_the_mask_trains_as_without(tmp_path):
+    flat, states = batch(), []
+    for one in (flat, {**flat, "mask": flat["mask"][:, None]}):
+        L.seed_everything(0, verbose=False)
+        method, loader = SVDD(4, PixelDescriptor(latent=2, hidden=(4,)), SVDDTraining(warmup=0.0)), DataLoader([one], batch_size=None)
+        trainer(tmp_path).fit(method, loader)
+        states.append([*method.net.parameters(), method.fitted.covariance])
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 
 
 def test_torchgeo_batch__stacked_by_torchgeo_itself_is_tested(tmp_path):

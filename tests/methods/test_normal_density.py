@@ -5,6 +5,9 @@ from sklearn.covariance import LedoitWolf
 from sklearn.preprocessing import StandardScaler
 
 from anomseg.checkpoint import load
+from anomseg.data.class_rule import ClassAsNormal
+from anomseg.data.image_split import NameSplit
+from anomseg.data.remote_sensing import RemoteSensingDataModule
 from anomseg.data.synthetic import SyntheticDataModule
 from anomseg.errors import NotFittedError
 from anomseg.methods.normal_density import NormalDensity
@@ -131,3 +134,22 @@ def test_normal_density__names_both_band_counts(tmp_path):
 def test_normal_density__refuses_arguments_outside_their_range(wrong):
     with pytest.raises(ValueError, match="Expected"):
         NormalDensity(**wrong)
+
+
+@pytest.mark.real
+def test_normal_density__ratio_finds_both_sides_of_real_roads_and_rx_one(tmp_path, real_data):
+    folder = real_data / "remote_sensing" / "aerial_roads"
+    stems = sorted(path.stem for path in (folder / "image").glob("*.png"))
+    split = NameSplit(tuple(stems[::6]), (), tuple(stems[2::12]))
+    found = {}
+    for normal in (0, 1):
+        for model in ("gaussian", "ratio"):
+            method = NormalDensity(3, model, Texture((1.0, 4.0)) if model == "ratio" else None, smoothing=4.0)
+            data = RemoteSensingDataModule(folder, "image_label", ClassAsNormal((normal,)), split, tile=200, crops=1, batch_size=1)
+            loop = trainer(tmp_path)
+            loop.fit(method, data)
+            loop.test(method, data, verbose=False)
+            found[normal, model] = float(loop.callback_metrics["test_auroc"])
+    assert found[0, "gaussian"] < 0.4  # roads are the grey middle of everything else
+    assert found[1, "gaussian"] > 0.65
+    assert min(found[0, "ratio"], found[1, "ratio"]) > 0.72
