@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,11 +20,11 @@ def training_batches(method: pl.LightningModule) -> Iterator[Mapping[str, Any]]:
     """
     loader = method.trainer.train_dataloader or ()
     world = method.trainer.world_size
-    if world > 1 and isinstance(loader, DataLoader) and loader.batch_size is not None:
+    if world > 1 and isinstance(loader, DataLoader) and loader.batch_size is not None and isinstance(loader.dataset, Sized):
         loader = DataLoader(
             loader.dataset,
             batch_size=loader.batch_size,
-            sampler=range(method.global_rank, len(loader.dataset), world),  # type: ignore[arg-type]
+            sampler=range(method.global_rank, len(loader.dataset), world),
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,
         )
