@@ -162,7 +162,8 @@ class SVDD(AnomalySegmenter):
         return {"radius": self.fitted.radius, "descriptor_spread": spread(matrix), "descriptor_rank": effective_rank(matrix)}
 
     def _warming_up(self) -> bool:
-        return self.current_epoch < self.recipe.warmup * (self.trainer.max_epochs or 1)
+        """Say whether the reconstruction alone is learnt; without it there is nothing to warm up by."""
+        return self.recipe.weights[2] > 0 and self.current_epoch < self.recipe.warmup * (self.trainer.max_epochs or 1)
 
     def _refresh(self) -> None:
         if not self._refreshed:

@@ -66,6 +66,11 @@ def test_svdd__contrast_finds_targets_of_other_scenes(tmp_path):
     assert loop.callback_metrics["test_auroc"] > 0.8
 
 
+def test_svdd__without_reconstruction_has_nothing_to_warm_up_by(tmp_path):
+    method, _ = taught(tmp_path, epochs=1, descriptor=SMALL, recipe=SVDDTraining(weights=(1.0, 1.0, 0.0)))
+    assert method.fitted.radius != method.recipe.radius_start
+
+
 def test_svdd__contrast_learns_its_radius(tmp_path):
     method, _ = taught(tmp_path, **OURS)
     assert method.learnt_radius != CONTRAST.radius_start
