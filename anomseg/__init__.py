@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from anomseg.functional.crd import pca_collaborative_representation
     from anomseg.functional.filter_bank import filter_bank
     from anomseg.functional.rx import global_rx, local_rx
+    from anomseg.functional.scan import cross_selective_scan, scan_backend, selective_scan
     from anomseg.functional.separability import separability
     from anomseg.methods.area_rx import AreaRX, FusedRX
     from anomseg.methods.base import AnomalySegmenter
@@ -103,6 +104,7 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "area_filtered_rx",
     "check_sample",
     "comparison_sheet",
+    "cross_selective_scan",
     "filter_bank",
     "fuse_scores",
     "global_rx",
@@ -111,6 +113,8 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "pca_collaborative_representation",
     "pca_local_rx",
     "read_scene",
+    "scan_backend",
+    "selective_scan",
     "separability",
     "separability_plot",
 ]

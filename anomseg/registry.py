@@ -91,6 +91,9 @@ TABLE: tuple[Entry, ...] = (
     Entry("PixelDescriptor", "anomseg.nets.descriptor", "contract", "a pixel's own values, for spectra and features"),
     Entry("TimmDescriptor", "anomseg.nets.patch_descriptor", "contract", "the feature pyramid of any timm encoder"),
     Entry("filter_bank", "anomseg.functional.filter_bank", "function", "texture and colour of every pixel at several scales"),
+    Entry("selective_scan", "anomseg.functional.scan", "function", "the recurrence of Mamba on any device, with its own gradient"),
+    Entry("cross_selective_scan", "anomseg.functional.scan", "function", "selective scans of images in four directions"),
+    Entry("scan_backend", "anomseg.functional.scan", "function", "which backend a selective scan takes on a device, and why"),
 )
 
 BY_NAME = {entry.name: entry for entry in TABLE}

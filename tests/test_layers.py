@@ -44,6 +44,8 @@ HEAVY = {  # third party -> where it may be imported
     "scipy": ("data/", "functional/"),
     "h5py": ("data/",),
     "matplotlib": ("report/",),
+    "triton": ("functional/scan/triton_kernels.py",),
+    "mamba_ssm": ("functional/scan/selective.py",),
     "sklearn": (),
     "spectral": (),
 }
