@@ -1,0 +1,91 @@
+import pytest
+import torch
+
+from anomseg.functional.registration import global_shift, shifted
+
+
+def image(bands=2, size=(90, 100), seed=0):
+    return torch.rand(bands, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def views(shift, size=(60, 70), bands=2):
+    """Two windows of one image: the second shows what the first shows, moved by the shift."""
+    whole = image(bands)
+    return [whole[:, 15 - down : 15 - down + size[0], 15 - right : 15 - right + size[1]] for down, right in ((0, 0), shift)]
+
+
+def correlation_of(before, after, shift):
+    moved = shifted(before, shift, "nodata")
+    both = torch.isfinite(moved).all(0) & torch.isfinite(after).all(0)
+    a, b = moved[:, both].double(), after[:, both].double()
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    return float((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt())
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (3, -5), (-8, 8), (1, 0), (0, -12)])
+def test_global_shift__finds_the_shift_whatever_gain_and_offset(shift):
+    before, after = views(shift)
+    found, correlation = global_shift(before, 40 - 0.3 * -after, 12)
+    assert found == shift
+    assert correlation == pytest.approx(1.0, abs=1e-4)
+    torch.testing.assert_close(
+        torch.nan_to_num(shifted(before, found, "nodata"), nan=0.5), after.where(torch.isfinite(shifted(before, found, "nodata")), 0.5)
+    )
+
+
+def test_global_shift__maximises_the_correlation_of_the_pixels_that_overlap():
+    before, after = image(1, (24, 30), 1), image(1, (24, 30), 2)
+    before[:, 3:7, 3:9] = torch.nan
+    after[:, 20:, :4] = torch.nan
+    scaled_before, scaled_after = ((date - date.nanmean()) / date[torch.isfinite(date)].std() for date in (before, after))
+    every = {(r, c): correlation_of(scaled_before, scaled_after, (r, c)) for r in range(-5, 6) for c in range(-5, 6)}
+    shift, correlation = global_shift(before, after, 5)
+    assert shift == max(every, key=every.get)
+    assert correlation == pytest.approx(max(every.values()), abs=1e-4)
+
+
+def test_global_shift__does_not_see_pixels_without_data():
+    before, after = views((4, 6))
+    spoilt = after.clone()
+    spoilt[:, 10:30, 10:50] = torch.nan
+    hidden = spoilt.clone()
+    hidden[0, 10:30, 10:50] = 1e4  # the other band is still NaN there
+    assert global_shift(before, spoilt, 9) == global_shift(before, hidden, 9)
+    assert global_shift(before, spoilt, 9)[0] == (4, 6)
+
+
+@pytest.mark.parametrize("flat", [torch.ones(1, 20, 20), torch.full((1, 20, 20), torch.nan)])
+def test_global_shift__leaves_images_where_nothing_can_be_told(flat):
+    assert global_shift(flat, image(1, (20, 20)), 6)[0] == (0, 0)
+
+
+def test_global_shift__says_what_is_wrong():
+    with pytest.raises(ValueError, match="one shape"):
+        global_shift(image(1), image(2), 3)
+    with pytest.raises(ValueError, match="max_shift of 0 to 89"):
+        global_shift(image(), image(), 90)
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (2, 3), (-4, 1), (5, -6)])
+def test_shifted__moves_every_pixel_and_fills_the_border(shift):
+    original = image(2, (12, 15))
+    down, right = shift
+    rows = (torch.arange(12) - down).clamp(0, 11)
+    columns = (torch.arange(15) - right).clamp(0, 14)
+    assert torch.equal(shifted(original, shift), original[:, rows][:, :, columns])
+    empty = shifted(original, shift, "nodata")
+    inside = torch.isfinite(empty)
+    assert int((~inside[0]).sum()) == 12 * 15 - (12 - abs(down)) * (15 - abs(right))
+    assert torch.equal(empty[inside], shifted(original, shift)[inside])
+
+
+def test_shifted__undoes_itself_where_data_is_left():
+    original = image(1, (12, 15))
+    back = shifted(shifted(original, (3, -4), "nodata"), (-3, 4), "nodata")
+    assert torch.equal(back[torch.isfinite(back)], original[torch.isfinite(back)])
+    assert int(torch.isfinite(back).sum()) == 9 * 11
+
+
+def test_shifted__refuses_a_shift_out_of_the_image():
+    with pytest.raises(ValueError, match="smaller than the image"):
+        shifted(image(1, (5, 5)), (5, 0))
