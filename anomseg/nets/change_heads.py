@@ -1,0 +1,106 @@
+"""What a change network gives: logits at full resolution, and those of its decoder levels while it learns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anomseg.nets.convolution import ConvUnit, MapNorm
+
+
+class ChangeOutput(NamedTuple):
+    """Hold what a change network gives.
+
+    Attributes:
+        logits: (B, H, W).
+        auxiliary: (B, h, w) logits of the decoder levels, finest first, in training mode; empty in evaluation mode.
+    """
+
+    logits: Tensor
+    auxiliary: tuple[Tensor, ...]
+
+
+class LevelHead(nn.Sequential):
+    """Give the logits of one decoder level at its own resolution, for supervision in training."""
+
+    def __init__(self, channels: int, norm: MapNorm = "batch") -> None:
+        inner = max(channels // 2, 1)
+        super().__init__(ConvUnit(channels, inner, 3, norm), nn.Conv2d(inner, 1, 1))
+
+
+class UpsamplingHead(nn.Module):
+    """Bring a map to full resolution in steps of two with a convolution each, then to logits.
+
+    Args:
+        channels: C of the map.
+        stride: pixels of the image along one of the map, a power of two.
+        norm: see `MapNorm`.
+    """
+
+    def __init__(self, channels: int, stride: int, norm: MapNorm = "batch") -> None:
+        super().__init__()
+        inner = max(channels // 2, 1)
+        count = stride.bit_length() - 1
+        self.steps = nn.ModuleList(ConvUnit(channels if i == 0 else inner, inner, 3, norm) for i in range(count))
+        self.last = nn.Conv2d(inner if count else channels, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, 1, H, W)."""
+        for step in self.steps:
+            x = step(F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False))
+        return cast(Tensor, self.last(x))
+
+
+class ShuffleHead(nn.Module):
+    """Compute the logits of a block of pixels from the one map pixel that stands for them, and lay them out.
+
+    It costs nothing at full resolution, and can be sharp where the features know the block's pixels (see `SpaceToDepthStem`).
+
+    Args:
+        channels: C of the map.
+        stride: side of the block in pixels.
+        norm: see `MapNorm`.
+    """
+
+    def __init__(self, channels: int, stride: int, norm: MapNorm = "batch") -> None:
+        super().__init__()
+        self.mix = ConvUnit(channels, channels, 3, norm)
+        self.last = nn.Conv2d(channels, stride * stride, 1)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, 1, H, W)."""
+        return F.pixel_shuffle(self.last(self.mix(x)), self.stride)
+
+
+@torch.no_grad()
+def set_biases(layers: Iterable[nn.Module], share: float) -> None:
+    """Set the biases of last layers to the logit of a share.
+
+    Raises:
+        ValueError: the share does not lie in (0, 1).
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"Expected a share in (0, 1), but got {share}. Use 0.05 where it is not known.")
+    for layer in layers:
+        cast(nn.Conv2d, layer).bias.fill_(math.log(share / (1 - share)))  # type: ignore[union-attr]
+
+
+def upsampled(logits: Tensor, multiple: int, size: tuple[int, int]) -> Tensor:
+    """Enlarge coarse logits (B, h, w) to the padded image they stand for, and crop to its size (H, W).
+
+    Args:
+        logits: (B, h, w).
+        multiple: what the sides of the image were padded to a multiple of.
+        size: (H, W) of the image in pixels.
+
+    Returns:
+        (B, H, W).
+    """
+    padded = tuple(side + -side % multiple for side in size)
+    return F.interpolate(logits[:, None], padded, mode="bilinear", align_corners=False)[:, 0, : size[0], : size[1]]

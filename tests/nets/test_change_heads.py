@@ -1,0 +1,34 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from anomseg.nets.change_heads import LevelHead, ShuffleHead, UpsamplingHead, set_biases, upsampled
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+@pytest.mark.parametrize("kind", [ShuffleHead, UpsamplingHead])
+def test_head__brings_a_map_to_full_resolution(kind, stride):
+    assert kind(6, stride, "group")(torch.randn(2, 6, 3, 5)).shape == (2, 1, 3 * stride, 5 * stride)
+
+
+def test_shuffle_head__lays_a_pixel_s_logits_out_in_its_block():
+    head = ShuffleHead(6, 4, "group")
+    x = torch.randn(1, 6, 3, 3)
+    block = head(x)[0, 0, 4:8, 8:12]
+    torch.testing.assert_close(block.flatten(), head.last(head.mix(x))[0, :, 1, 2])
+
+
+def test_set_biases__starts_at_the_share():
+    head = LevelHead(4)
+    torch.nn.init.zeros_(head[-1].weight)
+    set_biases([head[-1]], 0.05)
+    torch.testing.assert_close(torch.sigmoid(head(torch.randn(1, 4, 3, 3))), torch.full((1, 1, 3, 3), 0.05))
+    with pytest.raises(ValueError, match=r"\(0, 1\)"):
+        set_biases([head[-1]], 0.0)
+
+
+def test_upsampled__enlarges_the_padded_map_before_it_crops():
+    coarse = torch.randn(1, 2, 3)
+    found = upsampled(coarse, 8, (13, 21))
+    full = F.interpolate(coarse[:, None], (16, 24), mode="bilinear", align_corners=False)[:, 0]
+    assert torch.equal(found, full[:, :13, :21])

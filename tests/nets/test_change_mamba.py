@@ -1,0 +1,134 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from anomseg.nets.change_mamba import BASE, SMALL, TINY, ChangeMambaSpec, ChangeMambaUNet
+from anomseg.nets.cost import cost, parameter_count
+
+TOY = ChangeMambaSpec(width=4, depths=(1, 1), norm="group", mlp_ratio=2.0)
+AXES = {
+    "encoder": ["full", "shared_vss", "separate_vss", "shared_cnn"],
+    "decoder": ["both", "none", "channel", "spatial"],
+    "enhancement": ["full", "none", "first_order", "second_order", "scan"],
+    "difference": [False],
+    "signed": [True],
+    "arrangements": [("cat",), ("split", "interleave", "cat")],
+    "shared_core": [False],
+    "gate": ["soft", "dai", "tanh"],
+    "skip": ["se", "none"],
+    "norm": ["batch", "layer", "none"],
+    "first_order": ["scharr"],
+    "second_order": ["laplacian", "laplacian8", "pyramid"],
+    "channel_gate": ["squeeze"],
+    "stem": ["space_to_depth"],
+    "stem_stride": [2],
+    "stem_shared": [True],
+    "stem_difference": [True],
+    "head": ["shuffle"],
+    "scan_ratio": [2.0],
+    "state": [2],
+    "mlp_ratio": [0.5],
+    "depths": [(1,), (1, 1, 1)],
+}
+
+
+def dates(bands=2, size=(16, 24), batch=1):
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(batch, bands, *size, generator=g), torch.randn(batch, bands, *size, generator=g)
+
+
+def step(spec):
+    net = ChangeMambaUNet(2, spec).train()
+    out = net(*dates())
+    torch.stack([one.square().mean() for one in (out.logits, *out.auxiliary)]).sum().backward()
+    return net, out
+
+
+@pytest.mark.parametrize(("axis", "value"), [(axis, value) for axis, values in AXES.items() for value in values])
+def test_ablation__builds_and_every_parameter_learns(axis, value):
+    spec = replace(TOY, **{axis: value})
+    net, out = step(spec)
+    assert out.logits.shape == (1, 16, 24)
+    assert len(out.auxiliary) == len(spec.depths)
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
+def test_ablation__without_enhancement_and_difference_has_no_fusion():
+    net, _ = step(replace(TOY, enhancement="none", difference=False))
+    assert not any("fusion" in name for name, _ in net.named_parameters())
+
+
+def test_ablation__removes_parameters_with_a_part():
+    def count(**options):
+        return parameter_count(ChangeMambaUNet(2, replace(TOY, **options)))
+
+    assert count(enhancement="none") < count(enhancement="first_order") < count()
+    assert count(decoder="none") < count(decoder="channel") < count(decoder="both")
+    assert count(encoder="shared_vss") < count(encoder="separate_vss")
+    assert count(stem_shared=True) < count()
+
+
+@pytest.mark.parametrize("size", [(16, 24), (17, 9), (5, 31), (1, 1)])
+@pytest.mark.parametrize("bands", [1, 5])
+def test_net__takes_any_size_and_bands(size, bands):
+    out = ChangeMambaUNet(bands, TOY).eval()(*dates(bands, size))
+    assert out.logits.shape == (1, *size)
+    assert torch.isfinite(out.logits).all()
+
+
+def test_net__computes_no_head_of_a_level_at_inference():
+    net = ChangeMambaUNet(2, TOY)
+    calls = []
+    for head in net.heads:
+        head.register_forward_hook(lambda *_: calls.append(1))
+    assert len(net.train()(*dates()).auxiliary) == len(calls) == 2
+    assert net.eval()(*dates()).auxiliary == ()
+    assert len(calls) == 2
+
+
+def test_net__with_a_shared_stem_and_one_arrangement_of_channels_nearly_ignores_the_order():
+    net = ChangeMambaUNet(2, replace(TOY, encoder="shared_vss", stem_shared=True, skip="none")).eval()
+    a, b = dates()
+    assert not torch.allclose(net(a, b).logits, net(b, a).logits)  # the deepest skip tells the dates apart; the method averages both orders
+
+
+def test_net__trains_in_batches_of_one_with_group_norm():
+    alone = ChangeMambaUNet(2, TOY).train()
+    x, y = dates(batch=2)
+    torch.testing.assert_close(alone(x, y).logits[:1], alone(x[:1], y[:1]).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_net__under_autocast_is_finite_and_near_full_precision():
+    net = ChangeMambaUNet(2, TOY).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = net(*dates())
+    out.logits.float().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
+    torch.testing.assert_close(out.logits.float(), net(*dates()).logits, rtol=0.1, atol=0.2)
+
+
+def test_net__starts_at_its_prior():
+    net = ChangeMambaUNet(2, TOY)
+    for layer in (net.head.last, *(head[-1] for head in net.heads)):
+        torch.nn.init.zeros_(layer.weight)
+    net.set_prior(0.03)
+    out = net.train()(*dates())
+    for one in (out.logits, *out.auxiliary):
+        torch.testing.assert_close(torch.sigmoid(one), torch.full_like(one, 0.03))
+
+
+def test_presets__stay_within_their_size():
+    sizes = [parameter_count(ChangeMambaUNet(3, spec)) for spec in (TINY, SMALL, BASE)]
+    assert sizes[0] < 1_000_000 < sizes[1] < sizes[2] <= 15_000_000
+
+
+def test_presets__are_light_to_run():
+    found = cost(ChangeMambaUNet(3, TINY), *dates(3, (64, 64)))
+    assert found.flops < 1_000 * found.parameters
+
+
+@pytest.mark.parametrize("options", [{"encoder": "x"}, {"depths": ()}, {"width": 1}, {"scan_ratio": 0.0}, {"head": "x"}])
+def test_spec__refuses_what_it_does_not_know(options):
+    with pytest.raises(ValueError, match="Expected"):
+        ChangeMambaSpec(**options)
