@@ -26,11 +26,15 @@ if TYPE_CHECKING:
     from anomseg.functional.area_rx import area_filtered_rx, fuse_scores, pca_local_rx
     from anomseg.functional.crd import pca_collaborative_representation
     from anomseg.functional.filter_bank import filter_bank
+    from anomseg.functional.irmad import irmad
     from anomseg.functional.rx import global_rx, local_rx
     from anomseg.functional.scan import cross_selective_scan, scan_backend, selective_scan
     from anomseg.functional.separability import separability
     from anomseg.methods.area_rx import AreaRX, FusedRX
     from anomseg.methods.base import AnomalySegmenter
+    from anomseg.methods.change import ChangeMamba, SiameseUNet
+    from anomseg.methods.change_classical import IRMAD, ChangeVector
+    from anomseg.methods.change_training import ChangeTraining
     from anomseg.methods.crd import CRD
     from anomseg.methods.direct import DirectDetection
     from anomseg.methods.direct_training import DirectTraining
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from anomseg.methods.svdd import SVDD
     from anomseg.methods.svdd_inputs import Texture
     from anomseg.methods.svdd_training import SVDDTraining
+    from anomseg.metrics.change import BoundaryF1, ChangeConfusion
     from anomseg.metrics.heat import CalibrationError, PixelBCE
     from anomseg.metrics.pixel import (
         Detectability,
@@ -52,20 +57,29 @@ if TYPE_CHECKING:
         ThresholdAtFPR,
     )
     from anomseg.metrics.region import PerRegionOverlap
+    from anomseg.nets.change_mamba import ChangeMambaSpec
     from anomseg.nets.descriptor import PixelDescriptor
     from anomseg.nets.patch_descriptor import PatchDescriptor, TimmDescriptor
+    from anomseg.nets.siamese_unet import SiameseUNetSpec
     from anomseg.report.comparison import ComparisonRow, comparison_sheet, separability_plot
     from anomseg.sample import IGNORE, check_sample
 
 __all__ = [  # spelled out for editors and type checkers; a test compares it with the table
     "CRD",
     "IGNORE",
+    "IRMAD",
     "RX",
     "SVDD",
     "Albumentations",
     "AnomalySegmenter",
     "AreaRX",
+    "BoundaryF1",
     "CalibrationError",
+    "ChangeConfusion",
+    "ChangeMamba",
+    "ChangeMambaSpec",
+    "ChangeTraining",
+    "ChangeVector",
     "ClassAsNormal",
     "ClassTable",
     "ComparisonRow",
@@ -95,6 +109,8 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "SVDDTraining",
     "SceneWriter",
     "ShareSplit",
+    "SiameseUNet",
+    "SiameseUNetSpec",
     "SyntheticDataModule",
     "Texture",
     "ThresholdAtFPR",
@@ -108,6 +124,7 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "filter_bank",
     "fuse_scores",
     "global_rx",
+    "irmad",
     "load",
     "local_rx",
     "pca_collaborative_representation",

@@ -1,0 +1,87 @@
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from anomseg.checkpoint import load
+from anomseg.data.synthetic_change import SyntheticChangeDataModule
+from anomseg.functional.area_rx import gaussian
+from anomseg.functional.change_vector import change_magnitude
+from anomseg.functional.irmad import irmad
+from anomseg.methods.change_classical import IRMAD, ChangeVector
+
+
+def pairs(bands=3):
+    g = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 2, bands, 20, 18, generator=g)
+    image[:, 1] = image[:, 0] + 0.1 * torch.rand(2, bands, 20, 18, generator=g)
+    image[:, 1, :, 5:9, 5:9] += 0.7 * torch.rand(2, bands, 4, 4, generator=g)
+    return image
+
+
+@pytest.mark.parametrize("make", [lambda: ChangeVector("angle", reach=1, smoothing=1.0, sharpen=True), lambda: IRMAD(smoothing=1.0)])
+def test_method__calibrates_tests_and_reloads(tmp_path, make):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    method, loop = make(), pl.Trainer(default_root_dir=tmp_path, max_epochs=1, **quiet)
+    data = SyntheticChangeDataModule(train=1, val=2, test=2, size=(48, 48))
+    loop.fit(method, data)
+    loop.test(method, data, verbose=False)
+    assert 0 < loop.callback_metrics["test_auroc"] <= 1
+    image = pairs()
+    assert torch.equal(load(loop.checkpoint_callback.best_model_path)(image), method.eval()(image))
+
+
+def test_change_vector__without_options_is_the_magnitude():
+    image = pairs()
+    found = ChangeVector("mean", standardise=False).score(image)
+    torch.testing.assert_close(found, change_magnitude(image[:, 0], image[:, 1], "mean"))
+
+
+def test_change_vector__sharpened_is_the_smooth_map_times_the_raw_one():
+    image = pairs()
+    raw = ChangeVector().score(image)
+    smooth = gaussian(raw, 2.0)
+    torch.testing.assert_close(ChangeVector(smoothing=2.0).score(image), smooth)
+    torch.testing.assert_close(ChangeVector(smoothing=2.0, sharpen=True).score(image), smooth * raw)
+
+
+@pytest.mark.parametrize("method", [ChangeVector(), IRMAD(rounds=5)])
+def test_method__does_not_see_gain_and_offset_of_a_date(method):
+    image = pairs()
+    moved = image.clone()
+    moved[:, 1] = 2 * moved[:, 1] + 1
+    torch.testing.assert_close(method.score(moved), method.score(image), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", [ChangeVector(smoothing=1.0), IRMAD(rounds=5)])
+def test_method__ignores_pixels_without_data(method):
+    holed, poisoned = pairs(), pairs()
+    holed[:, 0, 0, :4] = torch.nan
+    poisoned[:, 0, 0, :4] = torch.nan
+    poisoned[:, 1, :, :4] = 1e6
+    found = method.score_map(holed)
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(method.score_map(poisoned), found)
+
+
+def test_irmad__scores_by_its_chi_square_distance():
+    image = pairs()
+    torch.testing.assert_close(IRMAD(rounds=4).score(image)[1], irmad(image[1, 0], image[1, 1], 4).distance)
+
+
+@pytest.mark.parametrize("method", [ChangeVector(), IRMAD()])
+def test_method__finds_the_change(method):
+    score = method.score(pairs())
+    assert score[:, 5:9, 5:9].mean() > 3 * score.mean()
+
+
+def test_methods__refuse_what_does_not_fit():
+    calls = (
+        lambda: ChangeVector("norm"),
+        lambda: ChangeVector(reach=-1),
+        lambda: IRMAD(rounds=-1),
+        lambda: IRMAD().score(torch.rand(1, 3, 4, 4)),
+        lambda: ChangeVector().score(torch.rand(1, 3, 2, 4, 4)),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="Expected"):
+            call()
