@@ -16,13 +16,18 @@ if TYPE_CHECKING:
     from anomseg.callbacks.scene_writer import SceneWriter
     from anomseg.checkpoint import load
     from anomseg.data.augment import Albumentations, FlipRotate
+    from anomseg.data.change import ChangeDataModule
     from anomseg.data.class_rule import ClassAsNormal, ClassTable, IndexThreshold
+    from anomseg.data.group_split import GroupSplit
     from anomseg.data.hyperspectral import HyperspectralDataModule
     from anomseg.data.image_folders import FolderLayout
     from anomseg.data.image_split import NameSplit, ShareSplit
+    from anomseg.data.pair_augment import PairAugmentation
+    from anomseg.data.pair_transform import Binarise, GlobalShift
     from anomseg.data.read_scene import read_scene
     from anomseg.data.remote_sensing import RemoteSensingDataModule
     from anomseg.data.synthetic import SyntheticDataModule
+    from anomseg.data.synthetic_change import SyntheticChangeDataModule
     from anomseg.functional.area_rx import area_filtered_rx, fuse_scores, pca_local_rx
     from anomseg.functional.crd import pca_collaborative_representation
     from anomseg.functional.filter_bank import filter_bank
@@ -73,9 +78,11 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "Albumentations",
     "AnomalySegmenter",
     "AreaRX",
+    "Binarise",
     "BoundaryF1",
     "CalibrationError",
     "ChangeConfusion",
+    "ChangeDataModule",
     "ChangeMamba",
     "ChangeMambaSpec",
     "ChangeTraining",
@@ -91,12 +98,15 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "FlipRotate",
     "FolderLayout",
     "FusedRX",
+    "GlobalShift",
+    "GroupSplit",
     "HyperspectralDataModule",
     "ImageAUROC",
     "IndexThreshold",
     "NameSplit",
     "NormalDensity",
     "OracleIoU",
+    "PairAugmentation",
     "PatchDescriptor",
     "PerRegionOverlap",
     "PixelAUROC",
@@ -111,6 +121,7 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "ShareSplit",
     "SiameseUNet",
     "SiameseUNetSpec",
+    "SyntheticChangeDataModule",
     "SyntheticDataModule",
     "Texture",
     "ThresholdAtFPR",

@@ -48,7 +48,9 @@ TABLE: tuple[Entry, ...] = (
     Entry("ChangeVector", "anomseg.methods.change_classical", "method", "how far apart the two dates of a pixel lie; learns nothing"),
     Entry("HyperspectralDataModule", "anomseg.data.hyperspectral", "data", "cubes from MATLAB, ENVI, GeoTIFF and NumPy files"),
     Entry("RemoteSensingDataModule", "anomseg.data.remote_sensing", "data", "folders of images with class masks, some classes as normal"),
+    Entry("ChangeDataModule", "anomseg.data.change", "data", "folders of images before and after, with masks of change"),
     Entry("SyntheticDataModule", "anomseg.data.synthetic", "data", "seeded scenes with implanted targets; needs no files"),
+    Entry("SyntheticChangeDataModule", "anomseg.data.synthetic_change", "data", "seeded pairs with buildings that come and go"),
     Entry(
         "QuantileCalibration", "anomseg.calibration.quantile", "calibration", "two quantiles of the normal scores become fixed heat values"
     ),
@@ -88,8 +90,12 @@ TABLE: tuple[Entry, ...] = (
     Entry("FolderLayout", "anomseg.data.image_folders", "contract", "where images and masks lie in a folder"),
     Entry("ShareSplit", "anomseg.data.image_split", "contract", "seeded shares of images or blocks for each stage"),
     Entry("NameSplit", "anomseg.data.image_split", "contract", "listed images for each stage"),
+    Entry("GroupSplit", "anomseg.data.group_split", "contract", "pairs of one group in one stage, by an expression or a list"),
     Entry("FlipRotate", "anomseg.data.augment", "contract", "flips and quarter turns of any bands"),
     Entry("Albumentations", "anomseg.data.augment", "contract", "a pipeline of albumentations for up to 4 bands"),
+    Entry("PairAugmentation", "anomseg.data.pair_augment", "contract", "the same geometry for both dates, light for each, dates swapped"),
+    Entry("Binarise", "anomseg.data.pair_transform", "contract", "both dates of a pair to 0 and 1"),
+    Entry("GlobalShift", "anomseg.data.pair_transform", "contract", "one date moved by whole pixels onto the other"),
     Entry("SVDDTraining", "anomseg.methods.svdd_training", "contract", "losses of an SVDD and the rules of its centre and radius"),
     Entry("Texture", "anomseg.methods.svdd_inputs", "contract", "the filter bank before an SVDD's net"),
     Entry("DirectTraining", "anomseg.methods.direct_training", "contract", "what the net of direct detection learns from"),

@@ -39,8 +39,43 @@ def tiles(folder):
     return ["--data.tile", "32", "--data.crops", "1"]
 
 
+def pairs(folder, names):
+    """Write small pairs of three dates' folders for each stage, in which a square appears."""
+    for stage in ("train", "val", "test"):
+        for index in range(2):
+            generator = np.random.default_rng([index, len(stage)])
+            before = generator.integers(0, 90, (48, 48, 3))
+            mask = np.zeros((48, 48), np.uint8)
+            mask[12:24, 18:30] = 255
+            for name, picture in zip(names, (before, before + 120 * (mask[..., None] > 0), mask), strict=True):
+                (folder / stage / name).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(picture.astype(np.uint8)).save(folder / stage / name / f"{index}.png")
+    return []
+
+
+def boards(folder):
+    """Write small grey pairs of two groups and one more, named by their first five digits."""
+    for name in ("template", "test", "mask"):
+        (folder / name).mkdir()
+    for group in ("12000", "12100", "13000"):
+        for index in range(2):
+            before = 255 * np.random.default_rng(index).integers(0, 2, (12, 12)).repeat(4, 0).repeat(4, 1)
+            after = before.copy()
+            after[12:24, 18:30] = 255 - after[12:24, 18:30]
+            for name, picture in (("template", before), ("test", after), ("mask", 255 * (before != after))):
+                Image.fromarray(picture.astype(np.uint8)).save(folder / name / f"{group}{index}.png")
+    return []
+
+
 def data_options(config, folder):
     """Give options that put small scenes of the right kind in the place of the user's."""
+    if config.stem == "change_synthetic":
+        return ["--data.train", "2", "--data.val", "1", "--data.test", "2", "--data.size", "[48,48]"]
+    if config.stem == "change_mamba_gated":
+        return ["--data.root", str(folder), "--data.tile", "32", *boards(folder)]
+    if "change" in config.stem:
+        tile = [] if config.stem.startswith("irmad") else ["--data.tile", "32", "--data.batch_size", "2"]
+        return ["--data.root", str(folder), *tile, *pairs(folder, ("A", "B", "label"))]
     domain = "remote_sensing" if config.stem.endswith("remote_sensing") else config.stem.rpartition("_")[2]
     if domain == "synthetic":
         return ["--data.count", "2", "--data.size", "[48,48]"]
@@ -51,6 +86,8 @@ def model_options(config):
     """Give options that fit the small scenes, and shorten what is trained where scenes are scored."""
     if config.stem == "svdd_hyperspectral":
         return ["--model.in_channels", "24"]
+    if config.stem == "change_mamba_pairs":
+        return ["--model.spec", "tiny"]
     return ["--model.recipe.nets", "1", "--model.recipe.implants", "4"] if config.stem.startswith("direct") else []
 
 

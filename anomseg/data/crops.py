@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset, DistributedSampler
 
 from anomseg.data.augment import Augmentation
 from anomseg.data.scene_dataset import SceneDataset
 from anomseg.functional.windows import Window
-from anomseg.sample import IGNORE, NORMAL
+from anomseg.sample import ANOMALY, IGNORE, NORMAL
 
 _DRAWS = 10
+_PLACES = 4096  # anomalous pixels remembered of each scene
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,19 @@ class CropDataset(Dataset[dict[str, Any]]):
     """Cut random square crops out of scenes of any size, and augment them.
 
     A crop is drawn by (seed, epoch, index) alone. Of up to 10 draws the first that holds a normal pixel is taken, because a crop without
-    one teaches nothing about normality. Scenes smaller than the crop are padded at their lower and right border: NaN in the image, 255 in
-    the mask.
+    one teaches nothing about normality; a given share of the crops is laid around an anomalous pixel. Scenes smaller than the crop are
+    padded at their lower and right border: NaN in the image, 255 in the mask.
     """
 
-    def __init__(self, scenes: SceneDataset, side: int | None, crops: int = 1, augment: Augmentation | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        scenes: SceneDataset,
+        side: int | None,
+        crops: int = 1,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+        anomaly_share: float = 0.0,
+    ) -> None:
         """Store the arguments.
 
         Args:
@@ -56,10 +66,14 @@ class CropDataset(Dataset[dict[str, Any]]):
             crops: samples from each scene in an epoch.
             augment: changes image and mask together.
             seed: of the crops and the augmentation.
+            anomaly_share: share of the crops, 0 to 1, that hold a pixel drawn from the anomalous ones of their scene, at any place in the
+                crop; a scene without such a pixel gives crops from anywhere.
 
         Raises:
-            ValueError: a number is not positive, or the scenes are tiled.
+            ValueError: a number is out of its range, or the scenes are tiled.
         """
+        if not 0.0 <= anomaly_share <= 1.0:
+            raise ValueError(f"Expected a share of crops from 0 to 1, but got anomaly_share={anomaly_share}. Half of them is 0.5.")
         if crops < 1 or (side is not None and side < 1) or scenes.windows is not None:
             raise ValueError(f"Expected whole scenes, crops >= 1 and a side >= 1 or None, but got crops={crops} and side={side}.")
         self.scenes = scenes
@@ -67,6 +81,8 @@ class CropDataset(Dataset[dict[str, Any]]):
         self.crops = crops
         self.augment = augment
         self.seed = seed
+        self.anomaly_share = anomaly_share
+        self._places: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.scenes) * self.crops
@@ -98,8 +114,14 @@ class CropDataset(Dataset[dict[str, Any]]):
         if self.side is None:
             return self.scenes.cut(which)
         size = self.scenes.size_of(which)
+        aimed = self.anomaly_share > 0 and float(torch.rand((), generator=generator)) < self.anomaly_share
+        places = self._anomalous(which) if aimed else torch.empty(0)
         for _ in range(_DRAWS):
-            sample = self.scenes.cut_once(which, _random_window(size, self.side, generator))
+            if len(places):
+                window = _window_around(size, self.side, places[int(torch.randint(len(places), (), generator=generator))], generator)
+            else:
+                window = _random_window(size, self.side, generator)
+            sample = self.scenes.cut_once(which, window)
             if bool((sample["mask"] == NORMAL).any()):
                 break
         down, right = (max(0, self.side - length) for length in size)
@@ -107,6 +129,21 @@ class CropDataset(Dataset[dict[str, Any]]):
             sample["image"] = functional.pad(sample["image"], (0, right, 0, down), value=torch.nan)
             sample["mask"] = functional.pad(sample["mask"], (0, right, 0, down), value=IGNORE)
         return sample
+
+    def _anomalous(self, which: int) -> Tensor:
+        if which not in self._places:
+            places = (self.scenes.truth_of(which) == ANOMALY).nonzero()
+            chosen = torch.randperm(len(places), generator=torch.Generator().manual_seed(self.seed))[:_PLACES]
+            self._places[which] = places[chosen].to(torch.int32)
+        return self._places[which]
+
+
+def _window_around(size: tuple[int, int], side: int, place: Tensor, generator: torch.Generator) -> Window:
+    starts = []
+    for length, position in zip(size, place.tolist(), strict=True):
+        first, last = max(0, position - side + 1), min(position, max(0, length - side))
+        starts.append(first + int(torch.randint(max(0, last - first) + 1, (), generator=generator)))
+    return starts[0], starts[1], min(side, size[0]), min(side, size[1])
 
 
 def _random_window(size: tuple[int, int], side: int, generator: torch.Generator) -> Window:

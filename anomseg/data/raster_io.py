@@ -49,7 +49,7 @@ def raster_shape(path: Path) -> tuple[int, int, int]:
         SceneNotFoundError: the file is missing.
         SceneFormatError: the file is no raster.
     """
-    with _opened(path) as dataset:
+    with opened_raster(path) as dataset:
         return len(_good_bands(dataset, path)), int(dataset.height), int(dataset.width)
 
 
@@ -70,18 +70,29 @@ def read_raster(path: Path, window: Window | None = None) -> Raster:
         SceneNotFoundError: the file, or the data file of an ENVI header, is missing.
         SceneFormatError: the file is cut short or no raster, or every band of it is marked bad.
     """
-    with _opened(path) as dataset:
-        bands = _good_bands(dataset, path)
-        part = _part(window)
-        image = dataset.read(bands, window=part)
-        valid = (dataset.read_masks(bands, window=part) > 0).all(axis=0)
-        envi = dataset.tags(ns="ENVI")
-        if "reflectance_scale_factor" in envi:
-            image = (image / float(envi["reflectance_scale_factor"])).astype(np.float32)
-        wavelength = _wavelengths(dataset, bands)
-        crs = dataset.crs.to_wkt() if dataset.crs else None
-        transform = None if dataset.transform.is_identity else _six(dataset.transform, window)
-        return Raster(image, valid, wavelength, transform, crs)
+    with opened_raster(path) as dataset:
+        return raster_of(dataset, dataset, path, window)
+
+
+def raster_of(dataset: Any, pixels: Any, path: Path, window: Window | None = None) -> Raster:
+    """Read what `read_raster` reads from an open raster, its pixels from a view of it on another grid.
+
+    Args:
+        dataset: as `opened_raster` gives it.
+        pixels: the same, or a warped view with the same bands.
+        path: for messages.
+        window: as in `read_raster`, in pixels of the view.
+    """
+    bands = _good_bands(dataset, path)
+    part = _part(window)
+    image = pixels.read(bands, window=part)
+    valid = (pixels.read_masks(bands, window=part) > 0).all(axis=0)
+    envi = dataset.tags(ns="ENVI")
+    if "reflectance_scale_factor" in envi:
+        image = (image / float(envi["reflectance_scale_factor"])).astype(np.float32)
+    crs = pixels.crs.to_wkt() if pixels.crs else None
+    transform = None if pixels.transform.is_identity else six(pixels.transform, window)
+    return Raster(image, valid, _wavelengths(dataset, bands), transform, crs)
 
 
 def read_raster_mask(path: Path) -> np.ndarray[Any, Any]:
@@ -122,7 +133,7 @@ def read_mask_bands(path: Path, window: Window | None = None) -> tuple[np.ndarra
         SceneNotFoundError: the file is missing.
         SceneFormatError: the file is cut short or no raster.
     """
-    with _opened(path) as dataset:
+    with opened_raster(path) as dataset:
         return dataset.read(_colour_bands(dataset), window=_part(window)), dataset.nodata
 
 
@@ -225,7 +236,8 @@ def _sibling(path: Path, names: list[str]) -> Path | None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened_raster(path: Path) -> Iterator[Any]:
+    """Open a raster with rasterio; GDAL's errors become those of `read_raster`."""
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
@@ -316,7 +328,8 @@ def _numbers(text: str) -> list[float]:
     return [float(number) for number in re.findall(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?", text)]
 
 
-def _six(transform: Any, window: Window | None) -> Transform:
+def six(transform: Any, window: Window | None = None) -> Transform:
+    """Give the coefficients of a rasterio transform, those of a window where there is one."""
     a, b, c, d, e, f = (float(value) for value in tuple(transform)[:6])
     row, column = (0, 0) if window is None else window[:2]
     return a, b, c + a * column + b * row, d, e, f + d * column + e * row

@@ -15,7 +15,7 @@ class Scene:
 
     Attributes:
         name: unique within a data module; names the outputs.
-        image: (C, H, W) float32, NaN in every band of a pixel without data.
+        image: (C, H, W) float32, NaN in every band of a pixel without data; (2, C, H, W) for two dates, NaN at both.
         mask: (H, W) int64 of 0 normal, 1 anomaly, 255 void or no data; None where there is no truth.
         wavelength: C band centres in nanometres, or None.
         transform: affine pixel-to-map coefficients (a, b, c, d, e, f), or None.
@@ -30,21 +30,21 @@ class Scene:
     crs: str | None = None
 
     def __post_init__(self) -> None:
-        if self.image.ndim != 3:
+        if self.image.ndim != 3 and (self.image.ndim != 4 or len(self.image) != 2):
             raise ValueError(
-                f"Expected an image of shape (C, H, W) in scene '{self.name}', but got {tuple(self.image.shape)}. "
-                "Add a band axis to a 2-D array, or pick one date of a stack."
+                f"Expected an image of shape (C, H, W), or (2, C, H, W) for two dates, in scene '{self.name}', but got "
+                f"{tuple(self.image.shape)}. Add a band axis to a 2-D array, or pick two dates of a stack."
             )
         if self.mask is not None:
-            if self.mask.shape != self.image.shape[1:]:
+            if self.mask.shape != self.image.shape[-2:]:
                 raise ValueError(
-                    f"Expected a mask of shape {tuple(self.image.shape[1:])} to fit the image of scene '{self.name}', "
+                    f"Expected a mask of shape {self.size} to fit the image of scene '{self.name}', "
                     f"but got {tuple(self.mask.shape)}. Is it the truth of another scene, or of an uncropped one?"
                 )
             check_mask(self.mask[None], [self.name])
-        if self.wavelength is not None and len(self.wavelength) != self.image.shape[0]:
+        if self.wavelength is not None and len(self.wavelength) != self.image.shape[-3]:
             raise ValueError(
-                f"Expected {self.image.shape[0]} wavelengths in scene '{self.name}', one a band, but got {len(self.wavelength)}. "
+                f"Expected {self.image.shape[-3]} wavelengths in scene '{self.name}', one a band, but got {len(self.wavelength)}. "
                 "Drop the wavelengths of removed bands."
             )
 

@@ -20,7 +20,7 @@ from anomseg.data.sampler import UnpaddedSampler
 from anomseg.data.scene import Scene
 from anomseg.data.scene_dataset import MaskRule, SceneDataset, SceneLoader, calibration_mask, full_mask, held_out_mask
 from anomseg.functional.windows import tile_windows
-from anomseg.sample import ANOMALY, IGNORE, NORMAL, collate
+from anomseg.sample import ANOMALY, IGNORE, NORMAL, collate, finite_pixels
 
 Loader = DataLoader[dict[str, Any]]
 CACHE_BYTES = 2**29  # scenes kept in memory, by all loader workers together
@@ -124,6 +124,7 @@ class SceneDataModule(L.LightningDataModule, ABC):
         self.calibration_block = calibration_block
         self.test_on = test_on
         self.seed = seed
+        self.cache_bytes = CACHE_BYTES
         self._all: list[SceneLoader] = []
         self._facts: dict[SceneLoader, SceneFacts] = {}
         self._of_stage: dict[Stage, list[SceneLoader]] = {}
@@ -225,7 +226,7 @@ class SceneDataModule(L.LightningDataModule, ABC):
         """
         loaders = self._checked(stage)
         sizes = [self._facts[load].size for load in loaders]
-        held = CACHE_BYTES // max(1, self.num_workers)  # each worker holds scenes of its own
+        held = self.cache_bytes // max(1, self.num_workers)  # each worker holds scenes of its own
         return SceneDataset(loaders, self.tile if tiled else None, self.overlap if tiled else 0, rule, sizes, held)
 
     def _checked(self, stage: Stage) -> list[SceneLoader]:
@@ -272,7 +273,7 @@ def _world() -> tuple[int, int]:
 
 
 def _inspect(scene: Scene) -> SceneFacts:
-    counted = torch.isfinite(scene.image).all(dim=0)
+    counted = finite_pixels(scene.image[None])[0]
     if not bool(counted.any()):
         raise ValueError(
             f"Expected pixels with data in scene '{scene.name}', but every one of {tuple(scene.image.shape)} has NaN, infinity or the "

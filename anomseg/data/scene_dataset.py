@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset
 from anomseg.data.read_scene import read_scene
 from anomseg.data.scene import Scene
 from anomseg.functional.windows import Window, random_blocks, tile_windows
-from anomseg.sample import IGNORE, NORMAL
+from anomseg.sample import IGNORE, NORMAL, finite_pixels
 
 SceneLoader = Callable[[], Scene]
 MaskRule = Callable[[Tensor | None, tuple[int, int]], Tensor]
@@ -35,6 +36,17 @@ class PartialScene(Protocol):
     @property
     def nbytes(self) -> int:
         """Give the bytes that the whole image takes in memory."""
+
+
+@runtime_checkable
+class KnownTruth(Protocol):
+    """Load a scene, or its truth alone."""
+
+    def __call__(self) -> Scene:
+        """Load the scene."""
+
+    def truth(self) -> Tensor:
+        """Load the truth, (H, W) int64 of 0, 1 and 255."""
 
 
 def full_mask(mask: Tensor | None, size: tuple[int, int]) -> Tensor:
@@ -167,8 +179,8 @@ class SceneDataset(Dataset[dict[str, Any]]):
             index: of the sample, negative from the end.
 
         Returns:
-            ``image`` (C, h, w) float32, ``mask`` (h, w) int64 with 255 where there is no data, and the metadata of the batch contract,
-            all without the batch axis. Tensors are copies.
+            ``image`` (C, h, w) or (2, C, h, w) float32, ``mask`` (h, w) int64 with 255 where there is no data, and the metadata of the
+            batch contract, all without the batch axis. Tensors are copies.
 
         Raises:
             IndexError: there is no such sample.
@@ -190,7 +202,7 @@ class SceneDataset(Dataset[dict[str, Any]]):
         scene, mask = self._scene(which)
         row, column, height, width = window = window or (0, 0, *scene.size)
         rows, columns = slice(row, row + height), slice(column, column + width)
-        return _sample(scene, scene.image[:, rows, columns].clone(), mask[rows, columns].clone(), window, scene.size)
+        return _sample(scene, scene.image[..., rows, columns].clone(), mask[rows, columns].long(), window, scene.size)
 
     def cut_once(self, which: int, window: Window) -> dict[str, Any]:
         """Cut a window that no other one follows: of scenes that do not all fit in memory, only this part is read if that can be done.
@@ -212,8 +224,15 @@ class SceneDataset(Dataset[dict[str, Any]]):
             self._kept = {} if len(self._kept) == _KEPT_SIZES else self._kept
             self._kept[size] = self.mask_rule(None, size) != IGNORE
         row, column, height, width = window
-        counted = self._kept[size][row : row + height, column : column + width] & torch.isfinite(scene.image).all(dim=0)
+        counted = self._kept[size][row : row + height, column : column + width] & finite_pixels(scene.image[None])[0]
         return _sample(scene, scene.image, full_mask(scene.mask, scene.size).masked_fill_(~counted, IGNORE), window, size)
+
+    def truth_of(self, which: int) -> Tensor:
+        """Give the truth of a whole scene that counts, (H, W) int64; the image is read too unless the loader knows its truth alone."""
+        load = self.scenes[which]
+        if which in self._cache or not self._reads_parts or not isinstance(load, KnownTruth):
+            return self._scene(which)[1].long()
+        return self.mask_rule(load.truth(), self.size_of(which))
 
     def size_of(self, which: int) -> tuple[int, int]:
         """Give (height, width) of a scene in pixels; the scene is read where sizes were not given."""
@@ -223,8 +242,8 @@ class SceneDataset(Dataset[dict[str, Any]]):
         if index not in self._cache:
             scene = self.scenes[index]()
             mask = self.mask_rule(scene.mask, scene.size)
-            mask[~torch.isfinite(scene.image).all(dim=0)] = IGNORE
-            self._cache[index] = (scene, mask)
+            mask[~finite_pixels(scene.image[None])[0]] = IGNORE
+            self._cache[index] = (replace(scene, mask=None), mask.to(torch.uint8))  # int64 masks outweigh images of few bands
         self._cache.move_to_end(index)
         while len(self._cache) > 1 and sum(scene.image.nbytes for scene, _ in self._cache.values()) > self.cache_bytes:
             self._cache.popitem(last=False)

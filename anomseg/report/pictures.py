@@ -87,7 +87,7 @@ def scene_panel(
     """Draw a scene, its raw score and its heat map, and with a mask its outlines and a histogram of scores.
 
     Args:
-        image: (C, H, W); NaN in any band marks a pixel without data.
+        image: (C, H, W), or (2, C, H, W) for two dates, which get a panel each; NaN in any band marks a pixel without data.
         score: (H, W) raw score, higher is more anomalous; coloured between its 2 % and 98 % quantiles.
         heatmap: (H, W) calibrated score in [0, 1]; coloured on this fixed range.
         mask: (H, W) of 0, 1 and 255, or None.
@@ -95,8 +95,8 @@ def scene_panel(
         wavelength: C band centres in nanometres, or None.
 
     Returns:
-        A figure with 3 panels, 4 with a mask. Void pixels (no data, or 255 in the mask) are hatched. Scenes with a side above
-        ``LARGEST_SIDE`` are decimated in the picture; the histogram counts every pixel.
+        A figure with 3 panels, 4 with a mask, and one more for a second date. Void pixels (no data, or 255 in the mask) are hatched.
+        Scenes with a side above ``LARGEST_SIDE`` are decimated in the picture; the histogram counts every pixel.
 
     Raises:
         ValueError: score, heat map or mask do not have the image's height and width.
@@ -117,14 +117,17 @@ def scene_panel(
     void = ~valid if mask is None else ~valid | (mask == IGNORE)
     anomaly = None if mask is None else _thinned(mask == ANOMALY, step)
     scored = score.masked_fill(~valid, torch.nan)
-    columns = 3 if mask is None else 4
+    dates = [("false colour", image)] if image.ndim == 3 else list(zip(("before", "after"), image, strict=True))
+    columns = len(dates) + (2 if mask is None else 3)
     figure = Figure(figsize=_figure_size(size, columns), dpi=150, layout="constrained", facecolor="white")
     axes = figure.subplots(1, columns)
+    seen, (raw, hot) = axes[: len(dates)], axes[len(dates) : len(dates) + 2]
+    pictured = [(axis, false_colour(date[..., small[0], small[1]], wavelength)) for axis, (_, date) in zip(seen, dates, strict=True)]
     low, high = _limits(scored[valid])
     shown: tuple[tuple[Axes, Any, dict[str, Any]], ...] = (
-        (axes[0], false_colour(image[:, small[0], small[1]], wavelength).numpy(), {}),
-        (axes[1], scored[small].numpy(), {"cmap": "cividis", "vmin": low, "vmax": high}),
-        (axes[2], heat_colours(heatmap.masked_fill(~valid, torch.nan)[small]).numpy(), {}),
+        *((axis, colours.numpy(), {}) for axis, colours in pictured),
+        (raw, scored[small].numpy(), {"cmap": "cividis", "vmin": low, "vmax": high}),
+        (hot, heat_colours(heatmap.masked_fill(~valid, torch.nan)[small]).numpy(), {}),
     )
     for axis, colours, options in shown:
         axis.imshow(colours, interpolation="nearest", **options)
@@ -132,16 +135,17 @@ def scene_panel(
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     if anomaly is not None:
-        _outline(axes[0], anomaly)
-        _outline(axes[2], anomaly)
-    _caption(axes[0], "false colour", "truth outlined" if mask is not None else "")
-    _caption(axes[1], "raw score", "2–98 % stretch")
-    _caption(axes[2], "heat map", "calibrated, 0–1")
-    _bar(figure, axes[1], axes[1].images[0], extend="both")
-    _bar(figure, axes[2], _unit_scale(), extend="neither")
+        for axis in (*seen, hot):
+            _outline(axis, anomaly)
+    for axis, (name, _) in zip(seen, dates, strict=True):
+        _caption(axis, name, "truth outlined" if mask is not None else "")
+    _caption(raw, "raw score", "2–98 % stretch")
+    _caption(hot, "heat map", "calibrated, 0–1")
+    _bar(figure, raw, raw.images[0], extend="both")
+    _bar(figure, hot, _unit_scale(), extend="neither")
     if mask is not None:
-        axes[3].set_box_aspect(min(max(size[0] / size[1], 0.75), 1.3))
-        _histogram(axes[3], score[valid & (mask == NORMAL)], score[valid & (mask == ANOMALY)])
+        axes[-1].set_box_aspect(min(max(size[0] / size[1], 0.75), 1.3))
+        _histogram(axes[-1], score[valid & (mask == NORMAL)], score[valid & (mask == ANOMALY)])
     if title:
         figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
     return figure
@@ -173,8 +177,16 @@ def save_panel(
     Raises:
         ValueError: the shapes do not fit, or matplotlib does not write the suffix.
     """
+    return save_figure(path, scene_panel(image, score, heatmap, mask, title, wavelength))
+
+
+def save_figure(path: str | Path, figure: Figure) -> Path:
+    """Write a figure into a file that is there whole or not at all; missing folders are made.
+
+    Returns:
+        The path written.
+    """
     path = Path(path)
-    figure = scene_panel(image, score, heatmap, mask, title, wavelength)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix or ".png", dir=path.parent)
     temporary = Path(name)

@@ -113,3 +113,37 @@ def test_crop_dataset__serves_whole_scenes_without_a_side():
 def test_crop_dataset__refuses_arguments_out_of_range(arguments):
     with pytest.raises(ValueError, match="Expected whole scenes"):
         crops(**arguments)
+
+
+def rare(index):
+    mask = torch.zeros(SIZES[index], dtype=torch.int64)
+    mask[0, 0] = mask[-1, -1] = mask[5, 4] = 1
+    return Scene(f"s{index}", torch.zeros(1, *SIZES[index]), mask)
+
+
+def test_crop_dataset__aims_at_anomalous_pixels_of_any_place():
+    scenes = SceneDataset([partial(rare, index) for index in range(3)], sizes=SIZES)
+    aimed = CropDataset(scenes, 8, crops=60, anomaly_share=1.0)
+    samples = [aimed[index] for index in range(180)]
+    assert all(bool((sample["mask"] == 1).any()) for sample in samples)
+    places = {tuple(place) for sample in samples[:60] for place in (sample["mask"] == 1).nonzero().tolist()}
+    assert len(places) > 10  # not always in the middle, nor in a corner
+    assert {sample["window"][:2] for sample in samples[:60]} >= {(0, 0), (12, 22)}  # windows stay inside
+    half = CropDataset(scenes, 8, crops=200, anomaly_share=0.5)
+    assert 0.4 < sum(bool((half[index]["mask"] == 1).any()) for index in range(600)) / 600 < 0.8
+
+
+def test_crop_dataset__aims_at_nothing_where_there_is_nothing():
+    scenes = SceneDataset([lambda: Scene("s", torch.zeros(1, 20, 20), torch.zeros(20, 20, dtype=torch.int64))], sizes=[(20, 20)])
+    assert CropDataset(scenes, 8, anomaly_share=1.0)[0]["image"].shape == (1, 8, 8)
+    with pytest.raises(ValueError, match=r"anomaly_share=1\.5"):
+        CropDataset(scenes, 8, anomaly_share=1.5)
+
+
+def test_crop_dataset__cuts_pairs_and_pads_them():
+    pair = Scene("p", torch.arange(2.0 * 3 * 6 * 9).view(2, 3, 6, 9), torch.zeros(6, 9, dtype=torch.int64))
+    sample = CropDataset(SceneDataset([lambda: pair], sizes=[(6, 9)]), 8)[0]
+    assert sample["image"].shape == (2, 3, 8, 8)
+    column = sample["window"][1]
+    assert torch.equal(sample["image"][..., :6, :], pair.image[..., column : column + 8])
+    assert bool(torch.isnan(sample["image"][..., 6:, :]).all())

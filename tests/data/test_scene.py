@@ -20,3 +20,12 @@ def test_scene__knows_its_size():
 def test_scene__says_what_does_not_fit(arguments, text):
     with pytest.raises(ValueError, match=text):
         Scene("a", **arguments)
+
+
+def test_scene__holds_two_dates():
+    scene = Scene("pair", torch.zeros(2, 3, 4, 5), torch.zeros(4, 5, dtype=torch.int64), wavelength=(1.0, 2.0, 3.0))
+    assert scene.size == (4, 5)
+    with pytest.raises(ValueError, match=r"\(2, C, H, W\) for two dates"):
+        Scene("three", torch.zeros(3, 3, 4, 5))
+    with pytest.raises(ValueError, match=r"shape \(4, 5\)"):
+        Scene("pair", torch.zeros(2, 3, 4, 5), torch.zeros(3, 4, dtype=torch.int64))

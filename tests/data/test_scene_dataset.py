@@ -197,3 +197,21 @@ def test_scene_dataset__knows_whether_its_samples_stack():
     assert SceneDataset(scenes, tile=12, sizes=sizes).of_one_size
     assert SceneDataset(scenes[:1], sizes=sizes[:1]).of_one_size
     assert SceneDataset(scenes[:1]).size_of(0) == SceneDataset(scenes[:1], sizes=sizes[:1]).size_of(0) == (30, 20)
+
+
+def test_scene_dataset__serves_two_dates_and_ignores_what_one_of_them_lacks():
+    image = torch.arange(2.0 * 3 * 6 * 8).view(2, 3, 6, 8)
+    image[1, 2, 0, 7] = torch.nan
+    dataset = SceneDataset([lambda: Scene("pair", image, torch.ones(6, 8, dtype=torch.int64))], 4, 2)
+    for sample in (dataset[index] for index in range(len(dataset))):
+        row, column, height, width = sample["window"]
+        torch.testing.assert_close(sample["image"], image[..., row : row + height, column : column + width], equal_nan=True)
+        assert torch.equal(sample["mask"] == 255, torch.isnan(sample["image"]).any(dim=1).any(dim=0))
+
+
+def test_scene_dataset__gives_the_truth_that_counts():
+    mask = (torch.arange(48).view(6, 8) % 3 == 0).long()
+    dataset = SceneDataset(
+        [lambda: Scene("s", torch.zeros(1, 6, 8), mask)], mask_rule=lambda truth, size: truth.clone().fill_diagonal_(255)
+    )
+    assert torch.equal(dataset.truth_of(0), mask.clone().fill_diagonal_(255))

@@ -33,7 +33,7 @@ AXES = {
 }
 
 
-def dates(bands=2, size=(16, 24), batch=1):
+def dates(bands=2, size=(8, 16), batch=1):
     g = torch.Generator().manual_seed(0)
     return torch.randn(batch, bands, *size, generator=g), torch.randn(batch, bands, *size, generator=g)
 
@@ -49,7 +49,7 @@ def step(spec):
 def test_ablation__builds_and_every_parameter_learns(axis, value):
     spec = replace(TOY, **{axis: value})
     net, out = step(spec)
-    assert out.logits.shape == (1, 16, 24)
+    assert out.logits.shape == (1, 8, 16)
     assert len(out.auxiliary) == len(spec.depths)
     assert [name for name, p in net.named_parameters() if p.grad is None] == []
 

@@ -139,3 +139,13 @@ def test_save_panel__keeps_the_old_file_and_leaves_nothing_behind_on_failure(tmp
 def test_pictures__import_no_matplotlib_until_they_draw():
     code = "import sys, anomseg.report.pictures; sys.exit('matplotlib' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_scene_panel__shows_both_dates_of_a_pair():
+    image, score, heatmap, mask = panel_arguments()
+    pair = torch.stack([image, image.flip(0)])
+    titles = [axis.get_title(loc="left") for axis in scene_panel(pair, score, heatmap, mask).axes[:5]]
+    assert [title.split(" · ")[0] for title in titles] == ["before", "after", "raw score", "heat map", "score histogram"]
+    one = scene_panel(image, score, heatmap, mask)
+    other = scene_panel(pair, score, heatmap, mask)
+    assert torch.equal(torch.as_tensor(one.axes[0].images[0].get_array()), torch.as_tensor(other.axes[0].images[0].get_array()))

@@ -1,0 +1,206 @@
+"""Measure change detectors on DeepPCB, one board group left out at a time: python tests/benchmarks/bench_change.py --output DIR.
+
+Every sixth pair of the other groups validates and gives the threshold; nothing is chosen on the group that tests. Networks train for
+`--steps` steps, or fewer where these would exceed `--minutes`. Each result is a JSON file in the output folder, and is not measured
+again. ANOMSEG_DATA names the folder with change/deeppcb.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from anomseg.data.augment import FlipRotate
+from anomseg.data.change import ChangeDataModule
+from anomseg.data.image_split import NameSplit
+from anomseg.data.pair_augment import PairAugmentation
+from anomseg.data.pair_transform import Binarise, GlobalShift
+from anomseg.functional.score_curves import auroc, average_precision, f1_max
+from anomseg.functional.score_histogram import count_scores
+from anomseg.methods.base import AnomalySegmenter
+from anomseg.methods.change import ChangeMamba, ChangeSegmenter, SiameseUNet
+from anomseg.methods.change_classical import IRMAD, ChangeVector
+from anomseg.methods.change_training import ChangeTraining
+from anomseg.nets.change_mamba import TINY
+from anomseg.nets.siamese_unet import SiameseUNetSpec
+from anomseg.optimisation import Optimisation
+
+GROUPS = ("00041", "12000", "12100", "12300", "13000")
+RECIPE = ChangeTraining(pixel="bce", overlap="dice")
+EARLY = SiameseUNetSpec(width=32, levels=3, fusion="early", fold=4)
+
+
+def learnt(**options: Any) -> dict[str, Any]:
+    return {"in_channels": 1, "recipe": RECIPE, "optimisation": Optimisation(lr=2e-3, weight_decay=5e-4, warmup=0.05), **options}
+
+
+METHODS: dict[str, Callable[[], AnomalySegmenter]] = {
+    "difference": lambda: ChangeVector("mean", standardise=False),
+    "smoothed_difference": lambda: ChangeVector("mean", standardise=False, smoothing=2.0, sharpen=True),
+    "shifted_difference": lambda: ChangeVector("mean", standardise=False, reach=3),
+    "irmad": lambda: IRMAD(),
+    "unet": lambda: SiameseUNet(**learnt(spec=EARLY)),
+    "unet_gate": lambda: SiameseUNet(**learnt(spec=EARLY, gate=1.0)),
+    "siamese_gate": lambda: SiameseUNet(**learnt(spec=replace(EARLY, fusion="both"), gate=1.0)),
+    "mamba_tiny": lambda: ChangeMamba(**learnt(spec="tiny")),
+    "mamba_tiny_gate": lambda: ChangeMamba(**learnt(spec="tiny", gate=1.0)),
+    "mamba_tiny_fine_gate": lambda: ChangeMamba(**learnt(spec=replace(TINY, stem_stride=4), gate=1.0)),
+    "mamba_tiny_focal_gate": lambda: ChangeMamba(**learnt(spec="tiny", gate=1.0, recipe=ChangeTraining())),
+}
+
+
+def pairs(group: str, options: argparse.Namespace) -> ChangeDataModule:
+    root = Path(os.environ["ANOMSEG_DATA"]) / "change" / "deeppcb"
+    names = sorted(path.stem for path in (root / "test").iterdir())
+    rest = [name for name in names if not name.startswith(group)]
+    val = rest[::6]
+    split = NameSplit(tuple(n for n in rest if n not in val), tuple(val), tuple(n for n in names if n.startswith(group)))
+    return ChangeDataModule(
+        root,
+        "deeppcb",
+        split=split,
+        prepare=[Binarise(), GlobalShift(24)],
+        augment=PairAugmentation(FlipRotate(), swap=0.5),
+        crops=options.crops,
+        tile=options.crop,
+        batch_size=options.batch,
+        seed=options.seed,
+    )
+
+
+def trainer(folder: Path, **options: Any) -> pl.Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "logger": False}
+    return pl.Trainer(default_root_dir=folder, accelerator=options.pop("accelerator", "cpu"), max_epochs=-1, **quiet, **options)
+
+
+class StepTimes(pl.Callback):
+    """Take down when each training step ends."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+    @property
+    def typical(self) -> float:
+        """Give the median seconds of a step; the first reads images and is left out."""
+        return max(median(b - a for a, b in pairwise(self.ends[1:])), 1e-3)
+
+
+def taught(make: Callable[[], AnomalySegmenter], data: ChangeDataModule, options: argparse.Namespace) -> tuple[AnomalySegmenter, int]:
+    """Train for as many steps as the budget of minutes allows, which a few steps of a net that is thrown away tell."""
+    common = {"limit_val_batches": 0, "gradient_clip_val": 1.0, "accelerator": options.accelerator}
+    pl.seed_everything(options.seed, verbose=False)
+    watch = StepTimes()
+    trainer(options.output, max_steps=8, callbacks=[watch], **common).fit(make(), data)
+    steps = max(min(options.steps, int(60 * options.minutes / watch.typical)), 1)
+    pl.seed_everything(options.seed, verbose=False)
+    method = make()
+    trainer(options.output, max_steps=steps, **common).fit(method, data)
+    return method, steps
+
+
+@torch.no_grad()
+def scored(method: AnomalySegmenter, loader: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    found = []
+    for batch in loader:
+        maps = method.score_map(batch["image"].to(method.device)).cpu()
+        found += [(score[mask != 255], mask[mask != 255]) for score, mask in zip(maps, batch["mask"], strict=True)]
+    return found
+
+
+def counts(found: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:
+    scores, truth = (torch.cat([one[i] for one in found]) for i in (0, 1))
+    return count_scores([scores], [scores[truth == 1]])
+
+
+def f1(flagged: torch.Tensor, truth: torch.Tensor) -> float:
+    return float(2 * (flagged & (truth == 1)).sum() / (flagged.sum() + (truth == 1).sum()).clamp_min(1))
+
+
+def measure(name: str, group: str, options: argparse.Namespace) -> dict[str, Any]:
+    data, make = pairs(group, options), METHODS[name]
+    begun = time.perf_counter()
+    learns = isinstance(make(), ChangeSegmenter)
+    method, steps = taught(make, data, options) if learns else (make(), 0)
+    trained = time.perf_counter() - begun
+    method.eval()
+    data.setup("fit")
+    val_f1, threshold = f1_max(counts(scored(method, data.val_dataloader())))
+    data.setup("test")
+    test = scored(method, data.test_dataloader())
+    held = counts(test)
+    return {
+        "method": name,
+        "group": group,
+        "seed": options.seed,
+        "steps": steps,
+        "seconds": round(trained, 1),
+        "parameters": sum(p.numel() for p in method.parameters()),
+        "val_f1": float(val_f1),
+        "f1": f1(torch.cat([s for s, _ in test]) >= threshold, torch.cat([t for _, t in test])),
+        "f1_best": float(f1_max(held)[0]),
+        "f1_median_image": median(f1(s >= threshold, t) for s, t in test),
+        "ap": float(average_precision(held)),
+        "auroc": float(auroc(held)),
+    }
+
+
+def table(output: Path) -> str:
+    results = [json.loads(path.read_text()) for path in sorted(output.glob("*.json"))]
+    lines = [
+        "| method | seeds | " + " | ".join(GROUPS) + " | mean F1 | median image | best F1 | AP | AUROC |",
+        "|---" * (len(GROUPS) + 7) + "|",
+    ]
+    for name in dict.fromkeys(r["method"] for r in results):
+        own = [r for r in results if r["method"] == name]
+        cells = []
+        for group in GROUPS:
+            values = [r["f1"] for r in own if r["group"] == group]
+            cells.append(f"{mean(values):.3f}" if values else "")
+        tail = [f"{mean(r[key] for r in own):.3f}" for key in ("f1", "f1_median_image", "f1_best", "ap")]
+        lines.append(
+            f"| {name} | {len({r['seed'] for r in own})} | " + " | ".join([*cells, *tail, f"{mean(r['auroc'] for r in own):.4f}"]) + " |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=1100)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--crop", type=int, default=320)
+    parser.add_argument("--crops", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--accelerator", default="cpu")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    for seed in range(options.seeds):
+        for name in options.methods:
+            for group in options.groups:
+                path = options.output / f"{name}_{group}_{seed}.json"
+                if path.exists():
+                    continue
+                options.seed = seed
+                result = measure(name, group, options)
+                path.write_text(json.dumps(result, indent=1))
+                print(json.dumps(result), flush=True)
+    print(table(options.output))
+
+
+if __name__ == "__main__":
+    main()
