@@ -80,7 +80,7 @@ def test_method__fits_tests_predicts_and_reloads(tmp_path, make, gate):
     assert torch.equal(again(image), method.eval()(image))
 
 
-@pytest.mark.parametrize(("make", "epochs"), [(unet, 30), (mamba, 8)])
+@pytest.mark.parametrize(("make", "epochs"), [(unet, 30), (mamba, 15)])
 def test_method__learns_change_that_is_there(tmp_path, make, epochs):
     pl.seed_everything(0, verbose=False)
     loop = trainer(tmp_path, epochs, check_val_every_n_epoch=epochs, num_sanity_val_steps=0)
