@@ -17,17 +17,19 @@ if TYPE_CHECKING:
     from anomseg.checkpoint import load
     from anomseg.data.augment import Albumentations, FlipRotate
     from anomseg.data.change import ChangeDataModule
+    from anomseg.data.change_folders import ChangeLayout, PairFiles
     from anomseg.data.class_rule import ClassAsNormal, ClassTable, IndexThreshold
     from anomseg.data.group_split import GroupSplit
     from anomseg.data.hyperspectral import HyperspectralDataModule
     from anomseg.data.image_folders import FolderLayout
     from anomseg.data.image_split import NameSplit, ShareSplit
-    from anomseg.data.pair_augment import PairAugmentation
+    from anomseg.data.pair_augment import GainOffset, PairAugmentation
     from anomseg.data.pair_transform import Binarise, GlobalShift
     from anomseg.data.read_scene import read_scene
     from anomseg.data.remote_sensing import RemoteSensingDataModule
     from anomseg.data.synthetic import SyntheticDataModule
     from anomseg.data.synthetic_change import SyntheticChangeDataModule
+    from anomseg.data.synthetic_pairs import PairDifficulty
     from anomseg.functional.area_rx import area_filtered_rx, fuse_scores, pca_local_rx
     from anomseg.functional.crd import pca_collaborative_representation
     from anomseg.functional.filter_bank import filter_bank
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     from anomseg.nets.patch_descriptor import PatchDescriptor, TimmDescriptor
     from anomseg.nets.siamese_unet import SiameseUNetSpec
     from anomseg.report.comparison import ComparisonRow, comparison_sheet, separability_plot
+    from anomseg.report.error_map import write_error_maps
     from anomseg.sample import IGNORE, check_sample
 
 __all__ = [  # spelled out for editors and type checkers; a test compares it with the table
@@ -83,6 +86,7 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "CalibrationError",
     "ChangeConfusion",
     "ChangeDataModule",
+    "ChangeLayout",
     "ChangeMamba",
     "ChangeMambaSpec",
     "ChangeTraining",
@@ -98,6 +102,7 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "FlipRotate",
     "FolderLayout",
     "FusedRX",
+    "GainOffset",
     "GlobalShift",
     "GroupSplit",
     "HyperspectralDataModule",
@@ -107,6 +112,8 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "NormalDensity",
     "OracleIoU",
     "PairAugmentation",
+    "PairDifficulty",
+    "PairFiles",
     "PatchDescriptor",
     "PerRegionOverlap",
     "PixelAUROC",
@@ -145,6 +152,7 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "selective_scan",
     "separability",
     "separability_plot",
+    "write_error_maps",
 ]
 
 

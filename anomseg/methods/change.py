@@ -27,7 +27,7 @@ from anomseg.nets.siamese_unet import SiameseConvUNet, SiameseUNetSpec
 from anomseg.optimisation import Optimisation
 from anomseg.sample import ANOMALY, IGNORE, fill_nodata, finite_pixels
 
-PRIOR_BATCHES = 64  # enough to know a share, and no second reading of a large data set
+PRIOR_BATCHES = 32  # enough to know a share, and no second reading of a large data set
 PRESETS = {"tiny": TINY, "small": SMALL, "base": BASE}
 Standardise = Literal["training", "image"]
 Preset = Literal["tiny", "small", "base"]

@@ -259,4 +259,4 @@ def test_change_data__finds_the_layout_of_real_samples(folder, count, shape):
     for batch in batches:
         assert shape is None or batch["image"].shape[2:] == shape
         assert set(batch["mask"].unique().tolist()) <= {0, 1}
-        assert 0.0 < float((batch["mask"] == 1).float().mean()) < 0.95
+    assert 0.05 < float(torch.stack([(batch["mask"] == 1).float().mean() for batch in batches]).mean()) < 0.4

@@ -3,10 +3,15 @@ import pytest
 import torch
 
 from anomseg.checkpoint import load
+from anomseg.data.change import ChangeDataModule
+from anomseg.data.group_split import GroupSplit
+from anomseg.data.pair_transform import Binarise, GlobalShift
 from anomseg.data.synthetic_change import SyntheticChangeDataModule
 from anomseg.functional.area_rx import gaussian
 from anomseg.functional.change_vector import change_magnitude
 from anomseg.functional.irmad import irmad
+from anomseg.functional.score_curves import f1_max
+from anomseg.functional.score_histogram import count_scores
 from anomseg.methods.change_classical import IRMAD, ChangeVector
 
 
@@ -85,3 +90,18 @@ def test_methods__refuse_what_does_not_fit():
     for call in calls:
         with pytest.raises(ValueError, match="Expected"):
             call()
+
+
+@pytest.mark.real
+def test_change_vector__sharpened_finds_defects_that_the_difference_buries(real_data):
+    split = GroupSplit(r"^\d{5}", test=("12000",))
+    data = ChangeDataModule(real_data / "change" / "deeppcb", "deeppcb", split=split, prepare=[Binarise(), GlobalShift()])
+    data.setup("test")
+    found = {}
+    for sharpen in (False, True):
+        method = ChangeVector("mean", standardise=False, smoothing=2.0 if sharpen else 0.0, sharpen=sharpen)
+        pixels = [(method.score_map(batch["image"]).flatten(), batch["mask"].flatten()) for batch in data.test_dataloader()]
+        scores, mask = (torch.cat(parts) for parts in zip(*pixels, strict=True))
+        found[sharpen] = float(f1_max(count_scores([scores], [scores[mask == 1]]))[0])
+    assert found[False] < 0.3
+    assert found[True] > 0.55
