@@ -2,7 +2,7 @@
 
 Every sixth pair of the other groups validates and gives the threshold; nothing is chosen on the group that tests. Networks train for
 `--steps` steps, or fewer where these would exceed `--minutes`. Each result is a JSON file in the output folder, and is not measured
-again. ANOMSEG_DATA names the folder with change/deeppcb.
+again: use one folder for each `--shift`. ANOMSEG_DATA names the folder with change/deeppcb.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def pairs(group: str, options: argparse.Namespace) -> ChangeDataModule:
         root,
         "deeppcb",
         split=split,
-        prepare=[Binarise(), GlobalShift(24)],
+        prepare=[Binarise(), *([GlobalShift(options.shift)] if options.shift else [])],
         augment=PairAugmentation(FlipRotate(), swap=0.5),
         crops=options.crops,
         tile=options.crop,
@@ -186,6 +186,7 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=320)
     parser.add_argument("--crops", type=int, default=4)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--shift", type=int, default=0, help="pixels of global registration; 0 for none, which the gate needs here")
     parser.add_argument("--accelerator", default="cpu")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
