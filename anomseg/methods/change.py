@@ -105,10 +105,9 @@ class ChangeSegmenter(AnomalySegmenter):
         size = (dates.shape[-2], dates.shape[-1])
         multiple: int = cast(Any, self.net).spec.multiple
         maps = [out.logits.float(), *(upsampled(one.float(), multiple, size) for one in out.auxiliary)]
-        maps = maps if gate is None else [gated_logits(one, gate) for one in maps]
-        mask = open_truth(batch["mask"].masked_fill(~finite_pixels(batch["image"]), IGNORE), gate)
-        losses = deep_loss(maps, mask, self.recipe, self.global_step)
-        self._watch.update(maps[0], mask)
+        mask = batch["mask"].masked_fill(~finite_pixels(batch["image"]), IGNORE)
+        losses = deep_loss(maps, mask, self.recipe, self.global_step, gate)
+        self._watch.update(maps[0], open_truth(mask, gate))
         self.log_dict({f"loss_{name}": value.detach() for name, value in losses.items()}, batch_size=len(dates))
         # DDP wants every parameter in every loss, also that of a level without a weight.
         idle = torch.stack([one.sum() for one in out.auxiliary]).sum() * 0.0 if out.auxiliary else 0.0

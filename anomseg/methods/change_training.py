@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from anomseg.functional.change_vector import gated_logits
 from anomseg.functional.overlap import dice_loss, focal_loss, lovasz_hinge
 from anomseg.sample import ANOMALY, IGNORE
 
@@ -92,7 +93,7 @@ def change_loss(logits: Tensor, mask: Tensor, recipe: ChangeTraining, step: int 
     return losses
 
 
-def deep_loss(maps: Sequence[Tensor], mask: Tensor, recipe: ChangeTraining, step: int = 0) -> dict[str, Tensor]:
+def deep_loss(maps: Sequence[Tensor], mask: Tensor, recipe: ChangeTraining, step: int = 0, gate: Tensor | None = None) -> dict[str, Tensor]:
     """Compute the losses of the main map and of the decoder levels, all at full resolution.
 
     Args:
@@ -100,15 +101,26 @@ def deep_loss(maps: Sequence[Tensor], mask: Tensor, recipe: ChangeTraining, step
         mask: (B, H, W), 255 ignored.
         recipe: see `ChangeTraining`.
         step: see `change_loss`.
+        gate: (B, H, W) that multiplies all maps' probabilities, see `gated_logits`; where it is closed nothing is learnt (`open_truth`).
 
     Returns:
         The parts of `change_loss` and, where there are levels with a weight, `auxiliary`.
     """
+    mask = open_truth(mask, gate)
+    if not recipe.per_image:  # the pixels of a batch are one set: find the counted ones once, and not in every loss of every map
+        counted = (mask != IGNORE).flatten().nonzero()[:, 0]
+        mask, *maps = (_gathered(one, counted) for one in (mask, *maps))
+        gate = None if gate is None else _gathered(gate, counted)
+    maps = maps if gate is None else [gated_logits(one, gate) for one in maps]
     losses = change_loss(maps[0], mask, recipe, step)
     weighted = [w * sum(change_loss(m, mask, recipe, step).values()) for m, w in zip(maps[1:], recipe.auxiliary, strict=False) if w]
     if weighted:
         losses["auxiliary"] = torch.stack([torch.as_tensor(one) for one in weighted]).sum()
     return losses
+
+
+def _gathered(values: Tensor, chosen: Tensor) -> Tensor:
+    return values.flatten()[chosen][None, None]
 
 
 class CollapseWatch:

@@ -78,6 +78,35 @@ class ShuffleHead(nn.Module):
         return F.pixel_shuffle(self.last(self.mix(x)), self.stride)
 
 
+class DetailHead(nn.Module):
+    """Join what the map says about each pixel of a block with that pixel's raw bands, and decide at full resolution.
+
+    A coarse map cannot carry every pixel of its block; the dates themselves are at hand, so the map need only say what to make of them.
+    Each pixel gets a few numbers from the map pixel that stands for it (as in `ShuffleHead`), next to both dates and |after - before|.
+
+    Args:
+        channels: C of the map.
+        stride: side of the block in pixels.
+        bands: of a date.
+        norm: see `MapNorm`.
+        detail: numbers that the map gives for each pixel, and hidden channels at full resolution.
+    """
+
+    def __init__(self, channels: int, stride: int, bands: int, norm: MapNorm = "batch", detail: int = 4) -> None:
+        super().__init__()
+        self.mix = ConvUnit(channels, channels, 3, norm)
+        self.spread = nn.Conv2d(channels, detail * stride * stride, 1)
+        self.join = nn.Conv2d(detail + 3 * bands, 2 * detail, 3, padding=1)
+        self.last = nn.Conv2d(2 * detail, 1, 1)
+        self.stride = stride
+
+    def forward(self, x: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """Return (B, 1, H, W) from the map (B, C, H / stride, W / stride) and both dates (B, bands, H, W)."""
+        said = F.pixel_shuffle(self.spread(self.mix(x)), self.stride)
+        seen = torch.cat([said, before, after, (after - before).abs()], 1)
+        return cast(Tensor, self.last(F.relu(self.join(seen))))
+
+
 @torch.no_grad()
 def set_biases(layers: Iterable[nn.Module], share: float) -> None:
     """Set the biases of last layers to the logit of a share.

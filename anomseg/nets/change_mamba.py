@@ -13,7 +13,7 @@ from anomseg.functional.edges import FirstOrder, SecondOrder
 from anomseg.functional.windows import pad_to_multiple
 from anomseg.nets.change_edss import EDSSBranch
 from anomseg.nets.change_fusion import AttentionalFusion, FusionGate, SkipFusion, SkipUnit
-from anomseg.nets.change_heads import ChangeOutput, LevelHead, ShuffleHead, UpsamplingHead, set_biases
+from anomseg.nets.change_heads import ChangeOutput, DetailHead, LevelHead, ShuffleHead, UpsamplingHead, set_biases
 from anomseg.nets.change_siss import Arrangement, Dates, DifferenceBlock, SISSBlock
 from anomseg.nets.change_stem import PairStem, StemKind
 from anomseg.nets.convolution import Bottleneck, MapNorm, ResidualUnit, SqueezeExcitation, map_norm
@@ -21,6 +21,7 @@ from anomseg.nets.vss import ChannelScan, VSSBlock
 
 EncoderKind = Literal["full", "shared_vss", "separate_vss", "shared_cnn"]
 DecoderKind = Literal["both", "none", "channel", "spatial"]
+HeadKind = Literal["upsample", "shuffle", "detail"]
 EnhancementKind = Literal["full", "none", "first_order", "second_order", "scan"]
 
 
@@ -49,7 +50,8 @@ class ChangeMambaSpec:
         stem_stride: pixels of the image along one of the first stage.
         stem_shared: one stem for both dates.
         stem_difference: the stems see |after - before|, too.
-        head: `upsample` in steps with convolutions, or `shuffle` of one logit for each pixel of a block.
+        head: `upsample` in steps with convolutions, `shuffle` of one logit for each pixel of a block, or `detail`, which joins the map
+            with the raw bands at full resolution.
         scan_ratio: channels inside a scan for each channel of its map.
         state: numbers that a scan's channel remembers.
         mlp_ratio: hidden channels of an MLP for each of its map.
@@ -74,7 +76,7 @@ class ChangeMambaSpec:
     stem_stride: int = 4
     stem_shared: bool = False
     stem_difference: bool = False
-    head: Literal["upsample", "shuffle"] = "upsample"
+    head: HeadKind = "upsample"
     scan_ratio: float = 1.0
     state: int = 1
     mlp_ratio: float = 4.0
@@ -83,10 +85,9 @@ class ChangeMambaSpec:
         for name, kind in (("encoder", EncoderKind), ("decoder", DecoderKind), ("enhancement", EnhancementKind)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"Expected {name} of {get_args(kind)}, but got {getattr(self, name)!r}.")
-        if self.channel_gate not in ("scan", "squeeze") or self.head not in ("upsample", "shuffle"):
-            raise ValueError(
-                f"Expected channel_gate 'scan' or 'squeeze' and head 'upsample' or 'shuffle', but got {self.channel_gate!r}, {self.head!r}."
-            )
+        if self.channel_gate not in ("scan", "squeeze") or self.head not in get_args(HeadKind):
+            came = f"{self.channel_gate!r}, {self.head!r}"
+            raise ValueError(f"Expected channel_gate 'scan' or 'squeeze' and head of {get_args(HeadKind)}, but got {came}.")
         if self.width < 2 or not self.depths or min(self.depths) < 1 or self.scan_ratio <= 0 or self.state < 1:
             raise ValueError(
                 "Expected width >= 2, one or more depths >= 1, scan_ratio > 0 and state >= 1, "
@@ -212,7 +213,11 @@ class ChangeMambaUNet(nn.Module):
         edges = [max(8, channels // (16 if index == 0 else 4)) for index, channels in enumerate(widths)]
         self.levels = nn.ModuleList(_Level(spec, *sizes) for sizes in zip(widths, below, edges, strict=True))
         self.heads = nn.ModuleList(LevelHead(channels, spec.norm) for channels in widths)
-        self.head = (UpsamplingHead if spec.head == "upsample" else ShuffleHead)(widths[0], spec.stem_stride, spec.norm)
+        self.head: UpsamplingHead | ShuffleHead | DetailHead
+        if spec.head == "detail":
+            self.head = DetailHead(widths[0], spec.stem_stride, bands, spec.norm)
+        else:
+            self.head = (UpsamplingHead if spec.head == "upsample" else ShuffleHead)(widths[0], spec.stem_stride, spec.norm)
 
     def set_prior(self, share: float) -> None:
         """Start all outputs at the logit of a share of change in (0, 1), so that the first steps are not spent on learning it."""
@@ -221,7 +226,8 @@ class ChangeMambaUNet(nn.Module):
     def forward(self, before: Tensor, after: Tensor) -> ChangeOutput:
         """Compute logits of two dates (B, bands, H, W) of any size; see `ChangeOutput`."""
         height, width = before.shape[-2:]
-        a, b = self.stem(*(pad_to_multiple(date, self.spec.multiple) for date in (before, after)))
+        dates = tuple(pad_to_multiple(date, self.spec.multiple) for date in (before, after))
+        a, b = self.stem(*dates)
         skips: list[Dates] = []
         for index, stage in enumerate(self.stages):
             if index:
@@ -235,7 +241,8 @@ class ChangeMambaUNet(nn.Module):
             if self.training:
                 auxiliary.insert(0, self.heads[index](x)[:, 0])
         assert x is not None
-        return ChangeOutput(self.head(x)[:, 0, :height, :width], tuple(auxiliary))
+        logits = self.head(x, *dates) if isinstance(self.head, DetailHead) else self.head(x)
+        return ChangeOutput(logits[:, 0, :height, :width], tuple(auxiliary))
 
 
 TINY = ChangeMambaSpec(

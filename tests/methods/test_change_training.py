@@ -3,6 +3,7 @@ import warnings
 import pytest
 import torch
 
+from anomseg.functional.change_vector import gated_logits
 from anomseg.functional.overlap import dice_loss, focal_loss, lovasz_hinge
 from anomseg.methods.change_training import ChangeTraining, CollapseWatch, change_loss, deep_loss, open_truth
 
@@ -29,6 +30,23 @@ def test_deep_loss__adds_levels_by_their_weights_and_leaves_others_out():
     level = torch.stack(list(change_loss(maps[1], mask, recipe).values())).sum()
     torch.testing.assert_close(deep_loss(maps, mask, recipe)["auxiliary"], 0.5 * level)
     assert "auxiliary" not in deep_loss(maps[:1], mask, recipe)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_deep_loss__of_gathered_pixels_is_that_of_whole_maps(gated):
+    maps, mask = [batch(seed)[0] for seed in range(3)], batch()[1]
+    mask[:, 1] = 255
+    gate = torch.rand(mask.shape, generator=torch.Generator().manual_seed(5)) if gated else None
+    whole = [gated_logits(one, gate) for one in maps] if gated else maps
+    truth = open_truth(mask, gate)
+    recipe = ChangeTraining(overlap="dice")
+    found = deep_loss(maps, mask, recipe, gate=gate)
+    for name, value in change_loss(whole[0], truth, recipe).items():
+        torch.testing.assert_close(found[name], value)
+    levels = [w * sum(change_loss(m, truth, recipe).values()) for m, w in zip(whole[1:], recipe.auxiliary, strict=False)]
+    torch.testing.assert_close(found["auxiliary"], sum(levels))
+    each = deep_loss(maps, mask, ChangeTraining(overlap="dice", per_image=True), gate=gate)
+    torch.testing.assert_close(each["overlap"], dice_loss(whole[0], truth, per_image=True))
 
 
 def test_deep_loss__of_a_void_batch_is_zero_with_a_gradient():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from anomseg.nets.change_heads import LevelHead, ShuffleHead, UpsamplingHead, set_biases, upsampled
+from anomseg.nets.change_heads import DetailHead, LevelHead, ShuffleHead, UpsamplingHead, set_biases, upsampled
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4, 8])
@@ -16,6 +16,19 @@ def test_shuffle_head__lays_a_pixel_s_logits_out_in_its_block():
     x = torch.randn(1, 6, 3, 3)
     block = head(x)[0, 0, 4:8, 8:12]
     torch.testing.assert_close(block.flatten(), head.last(head.mix(x))[0, :, 1, 2])
+
+
+def test_detail_head__gives_a_pixel_what_the_map_says_of_it_and_its_own_bands():
+    head = DetailHead(6, 4, 2, "group")
+    x, before, after = torch.randn(1, 6, 3, 3), torch.randn(1, 2, 12, 12), torch.randn(1, 2, 12, 12)
+    plain = head(x, before, after)
+    assert plain.shape == (1, 1, 12, 12)
+    changed = after.clone()
+    changed[..., 5, 6] += 1.0
+    moved = (head(x, before, changed) - plain)[0, 0].abs() > 0
+    assert moved.any()
+    moved[4:7, 5:8] = False  # a 3 x 3 convolution joins, so one pixel reaches no further than its neighbours
+    assert not moved.any()
 
 
 def test_set_biases__starts_at_the_share():

@@ -25,7 +25,7 @@ AXES = {
     "stem_stride": [2],
     "stem_shared": [True],
     "stem_difference": [True],
-    "head": ["shuffle"],
+    "head": ["shuffle", "detail"],
     "scan_ratio": [2.0],
     "state": [2],
     "mlp_ratio": [0.5],
