@@ -131,7 +131,9 @@ class SceneMetrics(nn.Module):
             of scenes that are one sample each, is pooled only.
         """
         self._close_scene()
-        values = {f"{self.prefix}{k}": v for k, v in self.pooled.compute().items()}
+        with warnings.catch_warnings():  # scenes that all hold an anomaly are the rule, and no sign of a mistake
+            warnings.filterwarnings("ignore", "Image AUROC is undefined without normal.*")
+            values = {f"{self.prefix}{k}": v for k, v in self.pooled.compute().items()}
         if heat is not None:
             values.update({f"{self.prefix}heat_{k}": v for k, v in reliability(self.counts(), heat).items()})
         scenes = self._gathered()

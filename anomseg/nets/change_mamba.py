@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from anomseg.functional.edges import FirstOrder, SecondOrder
 from anomseg.functional.windows import pad_to_multiple
 from anomseg.nets.change_edss import EDSSBranch
+from anomseg.nets.change_fine import FineLevel, FineStage
 from anomseg.nets.change_fusion import AttentionalFusion, FusionGate, SkipFusion, SkipUnit
 from anomseg.nets.change_heads import ChangeOutput, DetailHead, LevelHead, ShuffleHead, UpsamplingHead, set_biases
 from anomseg.nets.change_siss import Arrangement, Dates, DifferenceBlock, SISSBlock
@@ -32,6 +33,8 @@ class ChangeMambaSpec:
     Attributes:
         width: channels of the first stage; each further stage has twice as many.
         depths: blocks of each stage, finest first.
+        fine: channels of stages of plain convolutions before the first stage of scans, finest first, each of twice the resolution of the
+            next: small things need them, and scans would be dear there.
         encoder: `full` mixes the dates by SISS blocks; else the dates stay apart, in VSS blocks with `shared` or `separate` weights, or
             in shared residual convolutions.
         decoder: which scans a decoder level has: over pixels, over channels, both or none.
@@ -47,7 +50,7 @@ class ChangeMambaSpec:
         second_order: operator of second order.
         channel_gate: scan or squeeze-and-excitation over channels.
         stem: see `PairStem`.
-        stem_stride: pixels of the image along one of the first stage.
+        stem_stride: pixels of the image along one of the first stage, fine or not.
         stem_shared: one stem for both dates.
         stem_difference: the stems see |after - before|, too.
         head: `upsample` in steps with convolutions, `shuffle` of one logit for each pixel of a block, or `detail`, which joins the map
@@ -74,6 +77,7 @@ class ChangeMambaSpec:
     channel_gate: Literal["scan", "squeeze"] = "scan"
     stem: StemKind = "convolution"
     stem_stride: int = 4
+    fine: tuple[int, ...] = ()
     stem_shared: bool = False
     stem_difference: bool = False
     head: HeadKind = "upsample"
@@ -88,10 +92,10 @@ class ChangeMambaSpec:
         if self.channel_gate not in ("scan", "squeeze") or self.head not in get_args(HeadKind):
             came = f"{self.channel_gate!r}, {self.head!r}"
             raise ValueError(f"Expected channel_gate 'scan' or 'squeeze' and head of {get_args(HeadKind)}, but got {came}.")
-        if self.width < 2 or not self.depths or min(self.depths) < 1 or self.scan_ratio <= 0 or self.state < 1:
+        if min(self.width, *self.fine, 2) < 2 or not self.depths or min(self.depths) < 1 or self.scan_ratio <= 0 or self.state < 1:
             raise ValueError(
-                "Expected width >= 2, one or more depths >= 1, scan_ratio > 0 and state >= 1, "
-                f"but got {self.width}, {self.depths}, {self.scan_ratio} and {self.state}."
+                "Expected width and fine >= 2, one or more depths >= 1, scan_ratio > 0 and state >= 1, "
+                f"but got {self.width}, {self.fine}, {self.depths}, {self.scan_ratio} and {self.state}."
             )
 
     @property
@@ -102,7 +106,7 @@ class ChangeMambaSpec:
     @property
     def multiple(self) -> int:
         """Give the pixels along one pixel of the coarsest stage."""
-        return self.stem_stride << (len(self.depths) - 1)
+        return self.stem_stride << (len(self.fine) + len(self.depths) - 1)
 
     def vss(self, channels: int) -> VSSBlock:
         """Build a VSS block of this description."""
@@ -201,7 +205,8 @@ class ChangeMambaUNet(nn.Module):
         super().__init__()
         self.spec = spec = spec or ChangeMambaSpec()
         widths = spec.widths
-        self.stem = PairStem(bands, widths[0], spec.stem, spec.stem_stride, spec.stem_shared, spec.stem_difference, spec.norm)
+        first = (*spec.fine, widths[0])[0]
+        self.stem = PairStem(bands, first, spec.stem, spec.stem_stride, spec.stem_shared, spec.stem_difference, spec.norm)
         stage = _JointStage if spec.encoder == "full" else _ApartStage
         self.stages = nn.ModuleList(stage(spec, channels, depth) for channels, depth in zip(widths, spec.depths, strict=True))
         self.down = nn.ModuleList(
@@ -211,13 +216,19 @@ class ChangeMambaUNet(nn.Module):
         below = (*widths[1:], 0)
         # Edges are a supplement at the finest level and need room of their own at the coarser ones.
         edges = [max(8, channels // (16 if index == 0 else 4)) for index, channels in enumerate(widths)]
+        self.fine = nn.ModuleList(FineStage(channels, channels, spec.norm) for channels in spec.fine)
+        self.narrow = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(i, o, 3, 2, 1, bias=spec.norm == "none"), map_norm(spec.norm, o), nn.ReLU())
+            for i, o in pairwise((*spec.fine, widths[0]))
+        )
+        self.fine_levels = nn.ModuleList(FineLevel(o, u, spec.norm) for o, u in pairwise((*spec.fine, widths[0])))
         self.levels = nn.ModuleList(_Level(spec, *sizes) for sizes in zip(widths, below, edges, strict=True))
         self.heads = nn.ModuleList(LevelHead(channels, spec.norm) for channels in widths)
         self.head: UpsamplingHead | ShuffleHead | DetailHead
         if spec.head == "detail":
-            self.head = DetailHead(widths[0], spec.stem_stride, bands, spec.norm)
+            self.head = DetailHead(first, spec.stem_stride, bands, spec.norm)
         else:
-            self.head = (UpsamplingHead if spec.head == "upsample" else ShuffleHead)(widths[0], spec.stem_stride, spec.norm)
+            self.head = (UpsamplingHead if spec.head == "upsample" else ShuffleHead)(first, spec.stem_stride, spec.norm)
 
     def set_prior(self, share: float) -> None:
         """Start all outputs at the logit of a share of change in (0, 1), so that the first steps are not spent on learning it."""
@@ -228,6 +239,10 @@ class ChangeMambaUNet(nn.Module):
         height, width = before.shape[-2:]
         dates = tuple(pad_to_multiple(date, self.spec.multiple) for date in (before, after))
         a, b = self.stem(*dates)
+        details: list[Dates] = []
+        for fine, narrow in zip(self.fine, self.narrow, strict=True):
+            details.append(fine(a, b))
+            a, b = narrow(torch.cat(details[-1])).chunk(2)
         skips: list[Dates] = []
         for index, stage in enumerate(self.stages):
             if index:
@@ -241,6 +256,8 @@ class ChangeMambaUNet(nn.Module):
             if self.training:
                 auxiliary.insert(0, self.heads[index](x)[:, 0])
         assert x is not None
+        for level, detail in zip(reversed(list(self.fine_levels)), reversed(details), strict=True):
+            x = level(*detail, x)
         logits = self.head(x, *dates) if isinstance(self.head, DetailHead) else self.head(x)
         return ChangeOutput(logits[:, 0, :height, :width], tuple(auxiliary))
 

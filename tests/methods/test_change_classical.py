@@ -1,9 +1,12 @@
 import lightning.pytorch as pl
 import pytest
+import rasterio
 import torch
 
+from anomseg.callbacks.scene_writer import SceneWriter
 from anomseg.checkpoint import load
 from anomseg.data.change import ChangeDataModule
+from anomseg.data.change_pairs import PairFiles
 from anomseg.data.group_split import GroupSplit
 from anomseg.data.pair_transform import Binarise, GlobalShift
 from anomseg.data.synthetic_change import SyntheticChangeDataModule
@@ -13,6 +16,11 @@ from anomseg.functional.irmad import irmad
 from anomseg.functional.score_curves import f1_max
 from anomseg.functional.score_histogram import count_scores
 from anomseg.methods.change_classical import IRMAD, ChangeVector
+
+
+def trainer_in(folder, **options):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    return pl.Trainer(default_root_dir=folder, max_epochs=1, **quiet, **options)
 
 
 def pairs(bands=3):
@@ -25,8 +33,7 @@ def pairs(bands=3):
 
 @pytest.mark.parametrize("make", [lambda: ChangeVector("angle", reach=1, smoothing=1.0, sharpen=True), lambda: IRMAD(smoothing=1.0)])
 def test_method__calibrates_tests_and_reloads(tmp_path, make):
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
-    method, loop = make(), pl.Trainer(default_root_dir=tmp_path, max_epochs=1, **quiet)
+    method, loop = make(), trainer_in(tmp_path)
     data = SyntheticChangeDataModule(train=1, val=2, test=2, size=(48, 48))
     loop.fit(method, data)
     loop.test(method, data, verbose=False)
@@ -105,3 +112,32 @@ def test_change_vector__sharpened_finds_defects_that_the_difference_buries(real_
         found[sharpen] = float(f1_max(count_scores([scores], [scores[mask == 1]]))[0])
     assert found[False] < 0.3
     assert found[True] > 0.55
+
+
+@pytest.mark.real
+def test_irmad__finds_change_between_two_landsat_scenes_without_training(real_data, tmp_path):
+    files = PairFiles("Taizhou", ("2000TM",), ("2003TM",), changed="change.bmp", unchanged="unchanged.bmp")
+    data = ChangeDataModule(real_data / "change" / "landsat" / "Taizhou", pairs=[files], split="all_stages")
+    figures = {}
+    for method in (ChangeVector(), IRMAD()):
+        trainer = trainer_in(tmp_path)
+        trainer.fit(method, data)
+        figures[type(method)] = trainer.test(method, data, verbose=False)[0]["test_auroc"]
+    assert figures[IRMAD] >= 0.99
+    assert figures[IRMAD] > figures[ChangeVector]
+
+
+@pytest.mark.real
+def test_irmad__maps_two_orthophotos_of_different_extent_into_one_georeferenced_file(real_data, tmp_path):
+    files = PairFiles("naip", ("m_4709963_se_14_1_20090818.tif",), ("m_4709963_se_14_1_20120731.tif",))
+    data = ChangeDataModule(real_data / "geo" / "naip", pairs=[files], split="all_stages", tile=256, overlap=64)
+    trainer = trainer_in(tmp_path, callbacks=[SceneWriter(tmp_path / "maps")])
+    method = IRMAD()
+    trainer.fit(method, data)
+    trainer.predict(method, data, return_predictions=False)
+    with rasterio.open(next((tmp_path / "maps").glob("*heat*.tif"))) as heat:
+        assert (heat.height, heat.width) == (722, 934)
+        assert tuple(heat.transform)[:6] == (5.0, 0.0, 485900.0, 0.0, -5.0, 5209242.0)
+        assert heat.crs.to_epsg() == 26914
+        values = heat.read(1)
+    assert 0 <= values.min() < values.max() <= 1

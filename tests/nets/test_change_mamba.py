@@ -23,6 +23,7 @@ AXES = {
     "channel_gate": ["squeeze"],
     "stem": ["space_to_depth"],
     "stem_stride": [2],
+    "fine": [(4,), (4, 6)],
     "stem_shared": [True],
     "stem_difference": [True],
     "head": ["shuffle", "detail"],
