@@ -268,12 +268,14 @@ TINY = ChangeMambaSpec(
     arrangements=("interleave",),
     norm="group",
     stem="space_to_depth",
-    stem_stride=8,
+    stem_stride=4,
+    fine=(32,),
     stem_shared=True,
     stem_difference=True,
     head="shuffle",
+    mlp_ratio=2.0,
 )
-"""Under a million parameters; trains on two cores, because blocks of 8 x 8 pixels are one token."""
+"""Under a million parameters; trains on two cores: blocks of 4 x 4 pixels are convolved, and those of 8 x 8 are the tokens of the scans."""
 
 SMALL = ChangeMambaSpec(width=48, depths=(2, 2, 4))
 """About 5 million parameters."""
