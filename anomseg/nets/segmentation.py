@@ -1,0 +1,142 @@
+"""Closed-set segmentation nets: what they promise to methods, and a compact one that trains on a CPU in minutes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anomseg.functional.windows import pad_to_multiple
+from anomseg.nets.convolution import ConvUnit, MapNorm, ResidualUnit
+
+
+class SegmentationNet(nn.Module, ABC):
+    """Give logits of K outputs for every pixel of an image of any size.
+
+    The last layer is `head`, a 1 x 1 convolution with K outputs, so that outputs can be added by `widen_head`; what it reads are
+    `features`, and `decoder` names the modules before it that a fine-tuning may train along.
+    """
+
+    head: nn.Conv2d
+
+    @abstractmethod
+    def features(self, image: Tensor) -> Tensor:
+        """Compute what the head reads, (B, F, h, w), from (B, C, H, W), finite."""
+
+    @property
+    @abstractmethod
+    def decoder(self) -> Sequence[nn.Module]:
+        """Give the modules between encoder and head."""
+
+    def decide(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """Compute logits (B, K, H, W) of an image of a size from its features."""
+        return F.interpolate(self.head(features), size, mode="bilinear", align_corners=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits (B, K, H, W)."""
+        return self.decide(self.features(image), (image.shape[-2], image.shape[-1]))
+
+
+class SegmentationSpec(ABC):
+    """Describe a segmentation net without knowing bands and classes."""
+
+    @abstractmethod
+    def build(self, in_channels: int, outputs: int) -> SegmentationNet:
+        """Build the net with fresh weights, drawn from torch's global generator."""
+
+
+@torch.no_grad()
+def widen_head(net: SegmentationNet, rows: int = 1) -> None:
+    """Add outputs to a net's head: what it gave stays, the new rows are drawn by Kaiming's rule and their biases are 0.
+
+    Args:
+        net: changed in place.
+        rows: outputs to add, at least 1.
+
+    Raises:
+        ValueError: there is no row to add.
+    """
+    if rows < 1:
+        raise ValueError(f"Expected one or more outputs to add, but got {rows}.")
+    old = net.head
+    new = nn.Conv2d(old.in_channels, old.out_channels + rows, 1, bias=old.bias is not None).to(old.weight)
+    nn.init.kaiming_normal_(new.weight, nonlinearity="relu")
+    new.weight[: old.out_channels] = old.weight
+    if new.bias is not None and old.bias is not None:
+        new.bias.zero_()
+        new.bias[: old.out_channels] = old.bias
+    net.head = new
+
+
+@dataclass(frozen=True)
+class CompactSegmenter(SegmentationSpec):
+    """Describe a residual encoder-decoder for small images and CPUs.
+
+    Attributes:
+        width: channels at half of the resolution, at least 2; twice and four times as many below.
+        levels: halvings of the resolution, at least 2.
+        norm: see `MapNorm`; `group` does not care for the size of a batch.
+    """
+
+    width: int = 24
+    levels: int = 4
+    norm: MapNorm = "group"
+
+    def __post_init__(self) -> None:
+        if self.width < 2 or self.levels < 2:
+            raise ValueError(f"Expected width and levels >= 2, but got {self.width} and {self.levels}.")
+
+    def build(self, in_channels: int, outputs: int) -> CompactNet:
+        """Build the net; see the base class."""
+        return CompactNet(in_channels, outputs, self)
+
+
+class CompactNet(SegmentationNet):
+    """Encode an image in residual stages, spread the mean of the coarsest one, and decode by sums with the stages.
+
+    Args:
+        in_channels: C.
+        outputs: K.
+        spec: see `CompactSegmenter`.
+    """
+
+    def __init__(self, in_channels: int, outputs: int, spec: CompactSegmenter) -> None:
+        super().__init__()
+        widths = [spec.width * min(1 << level, 4) for level in range(spec.levels)]
+        self.multiple = 1 << spec.levels
+        self.stages = nn.ModuleList(
+            nn.Sequential(ConvUnit(i, o, 3, spec.norm, stride=2), ResidualUnit(o, spec.norm))
+            for i, o in zip([in_channels, *widths], widths, strict=False)
+        )
+        self.context = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(widths[-1], widths[-1], 1), nn.ReLU())
+        self.lateral = nn.ModuleList(nn.Conv2d(o, widths[0] * 2, 1) for o in widths)
+        self.refine = nn.ModuleList(ResidualUnit(widths[0] * 2, spec.norm) for _ in widths)
+        self.head = nn.Conv2d(widths[0] * 2, outputs, 1)
+
+    @property
+    def decoder(self) -> Sequence[nn.Module]:
+        """Give the lateral and refining convolutions."""
+        return [self.context, self.lateral, self.refine]
+
+    def features(self, image: Tensor) -> Tensor:
+        """Compute (B, 2 width, H / 2, W / 2), the sides rounded up to whole strides."""
+        x: Tensor = pad_to_multiple(image, self.multiple)
+        skips: list[Tensor] = []
+        for stage in self.stages:
+            x = stage(x)
+            skips.append(x)
+        x = self.lateral[-1](x + self.context(x))
+        x = self.refine[-1](x)
+        for level in reversed(range(len(skips) - 1)):
+            x = F.interpolate(x, skips[level].shape[-2:], mode="bilinear", align_corners=False) + self.lateral[level](skips[level])
+            x = self.refine[level](x)
+        return x
+
+    def decide(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """Compute logits (B, K, H, W); the padded border is cropped."""
+        padded = (features.shape[-2] * 2, features.shape[-1] * 2)
+        return F.interpolate(self.head(features), padded, mode="bilinear", align_corners=False)[..., : size[0], : size[1]]

@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from anomseg.nets.segmentation import CompactSegmenter, widen_head
+
+
+@pytest.mark.parametrize("size", [(48, 64), (45, 61), (16, 16), (5, 7)])
+def test_compact_net__gives_logits_of_any_size(size):
+    net = CompactSegmenter(width=8).build(3, 5)
+    assert net(torch.rand(1, 3, *size)).shape == (1, 5, *size)
+    assert torch.isfinite(net.train()(torch.rand(1, 3, *size))).all()
+
+
+def test_compact_net__decides_from_its_features():
+    net = CompactSegmenter(width=8).build(3, 5).eval()
+    image = torch.rand(2, 3, 40, 56)
+    assert torch.equal(net.decide(net.features(image), (40, 56)), net(image))
+    parts = {id(p) for module in net.decoder for p in module.parameters()}
+    assert parts
+    assert not parts & {id(p) for p in net.stages.parameters()}
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_widen_head__keeps_what_the_net_gave(rows):
+    net = CompactSegmenter(width=8).build(3, 5).eval()
+    image = torch.rand(1, 3, 32, 32)
+    before = net(image)
+    widen_head(net, rows)
+    after = net(image)
+    assert after.shape[1] == 5 + rows
+    torch.testing.assert_close(after[:, :5], before)
+    assert after[:, 5:].abs().sum() > 0
+    with pytest.raises(ValueError, match="one or more outputs"):
+        widen_head(net, 0)
+
+
+def test_compact_segmenter__learns_in_a_batch_of_one():
+    net = CompactSegmenter(width=4, levels=2).build(2, 2)
+    net(torch.rand(1, 2, 16, 16)).square().mean().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+    with pytest.raises(ValueError, match="levels >= 2"):
+        CompactSegmenter(levels=1)
