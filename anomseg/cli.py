@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from anomseg.callbacks.scene_writer import SceneWriter
-from anomseg.checkpoint import read_checkpoint
+from anomseg.checkpoint_file import read_checkpoint
 from anomseg.data.scene_datamodule import SceneDataModule
 from anomseg.errors import USER_ERRORS, CheckpointError
 from anomseg.methods.base import AnomalySegmenter

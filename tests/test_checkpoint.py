@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from anomseg.checkpoint import load, read_checkpoint
+from anomseg.checkpoint import load
+from anomseg.checkpoint_file import read_checkpoint
 from anomseg.errors import CheckpointError
 
 

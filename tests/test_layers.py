@@ -17,6 +17,7 @@ FLOORS = {
     "errors": 0,
     "version": 0,
     "config": 0,
+    "checkpoint_file": 0,
     "functional": 1,
     "nets": 2,
     "optimisation": 2,

@@ -41,6 +41,7 @@ class AnomalySegmenter(pl.LightningModule, ABC):
         self.optimisation: Optimisation = build(optimisation, Optimisation) or Optimisation()
         self.validation_metrics = SceneMetrics(pixel_metrics(), "val_")
         self.test_metrics = SceneMetrics(all_metrics(), "test_")
+        self.further_maps: dict[str, Tensor] = {}  # what `score` learns beside the score of a batch; `predict` returns it too
         if not self.learns:
             self.clock = nn.Parameter(torch.zeros(1))  # Lightning counts progress, and saves checkpoints, by optimiser steps
 
@@ -74,9 +75,8 @@ class AnomalySegmenter(pl.LightningModule, ABC):
         """Score an image of any size: pad to `size_multiple`, score, crop; pixels without data get their map's lowest score."""
         padded = pad_to_multiple(image, self.size_multiple)
         score = self.score(padded)
-        if score.shape != (image.shape[0], *padded.shape[-2:]):
-            came = f"{tuple(score.shape)} for an image of shape {tuple(padded.shape)}"
-            raise ValueError(f"Expected a score of shape (B, H, W) from {type(self).__name__}.score, but got {came}.")
+        if score.shape != (expected := (image.shape[0], *padded.shape[-2:])):
+            raise ValueError(f"Expected a score of shape {expected} from {type(self).__name__}.score, but got {tuple(score.shape)}.")
         score = score[:, : image.shape[-2], : image.shape[-1]].float()
         valid = finite_pixels(image)
         lowest = torch.where(valid, score, torch.inf).amin((1, 2), keepdim=True)
@@ -129,10 +129,10 @@ class AnomalySegmenter(pl.LightningModule, ABC):
 
     @final
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Return `score` (B, H, W) raw and `heatmap` (B, H, W) in [0, 1]."""
+        """Return `score` (B, H, W) raw, `heatmap` (B, H, W) in [0, 1], and further maps."""
         check_sample(flat_truth(batch))
         score = self.score_map(batch["image"])
-        return {"score": score, "heatmap": self.calibration(score)}
+        return {"score": score, "heatmap": self.calibration(score), **self.further_maps}
 
     def configure_optimizers(self) -> Any:
         """Build what `optimisation` describes, stepped every batch."""

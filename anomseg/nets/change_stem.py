@@ -51,7 +51,7 @@ class SpaceToDepthStem(nn.Module):
     Args:
         bands: of the input.
         channels: of the result.
-        stride: side of a block in pixels, a power of two.
+        stride: side of a block in pixels, a power of two; 1 is a plain convolution.
         norm: see `MapNorm`.
     """
 
@@ -78,7 +78,7 @@ class PairStem(nn.Module):
         norm: see `MapNorm`.
 
     Raises:
-        ValueError: an unknown kind, or a stride that is no power of two above 1.
+        ValueError: an unknown kind, or a stride that is no power of two.
     """
 
     def __init__(
@@ -92,8 +92,8 @@ class PairStem(nn.Module):
         norm: MapNorm = "batch",
     ) -> None:
         super().__init__()
-        if kind not in get_args(StemKind) or stride < 2 or stride & (stride - 1):
-            raise ValueError(f"Expected a stem of {get_args(StemKind)} and a stride of 2, 4, 8, ..., but got {kind!r} and {stride}.")
+        if kind not in get_args(StemKind) or stride < 1 or stride & (stride - 1):
+            raise ValueError(f"Expected a stem of {get_args(StemKind)} and a stride of 1, 2, 4, 8, ..., but got {kind!r} and {stride}.")
         incoming = bands * (2 if difference else 1)
         stem = ConvolutionStem if kind == "convolution" else SpaceToDepthStem
         self.stems = nn.ModuleList(stem(incoming, channels, stride, norm) for _ in range(1 if shared else 2))

@@ -27,7 +27,7 @@ def test_layout__is_the_published_one():
     assert shapes["final.6.weight"] == (19, 256, 1, 1)
     assert (
         sum(p.numel() for name, p in net.named_parameters() if name.startswith("final.")) == 1_296_384 - 256
-    )  # one row of the head fewer than with 20 outputs
+    )  # 20 outputs have one row more
 
 
 def test_net__has_an_output_stride_of_eight_and_full_logits():

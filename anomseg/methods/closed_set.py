@@ -1,0 +1,163 @@
+"""What all methods share that stand on a closed-set segmentation net: its weights, its classes, mIoU beside the figures of anomalies."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from anomseg.calibration.base import Calibration
+from anomseg.checkpoint_file import read_checkpoint
+from anomseg.config import build
+from anomseg.errors import CheckpointError, NotFittedError
+from anomseg.functional.area_rx import gaussian
+from anomseg.methods.base import AnomalySegmenter
+from anomseg.methods.svdd_inputs import channel_statistics
+from anomseg.methods.training_data import training_batches
+from anomseg.metrics.segmentation import MeanIoU
+from anomseg.nets.segmentation import CompactSegmenter, SegmentationNet, SegmentationSpec
+from anomseg.optimisation import Optimisation
+from anomseg.sample import ANOMALY, IGNORE, fill_nodata, finite_pixels
+
+
+class ClosedSetSegmenter(AnomalySegmenter):
+    """Hold a segmentation net of K known classes: statistics of the bands, mIoU beside the figures of anomalies, classes in predictions.
+
+    Batches carry `label` (B, H, W): class 0 to K - 1, or 255 where there is none, and `mask`, which is 1 on outliers.
+
+    Args:
+        classes: K, the known classes, at least 2.
+        net: see `SegmentationSpec`.
+        in_channels: bands of the image.
+        outputs: outputs of the net, K or more.
+        segmenter: checkpoint of a trained segmenter whose weights `fit` starts from; None starts from fresh ones. It is not needed later:
+            own checkpoints hold all weights.
+        blur: standard deviation in pixels of a Gaussian over the score; 0 for none.
+        calibration: see `AnomalySegmenter`.
+        optimisation: see `AnomalySegmenter`.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        classes: int,
+        net: SegmentationSpec | None,
+        in_channels: int,
+        outputs: int,
+        segmenter: str | None,
+        blur: float,
+        calibration: Calibration | None,
+        optimisation: Optimisation | None,
+    ) -> None:
+        super().__init__(calibration, build(optimisation, Optimisation) or Optimisation(lr=2e-3, warmup=0.05, schedule="poly"))
+        if classes < 2 or in_channels < 1 or not blur >= 0:
+            raise ValueError(f"Expected classes >= 2, in_channels >= 1 and blur >= 0, but got {classes}, {in_channels} and {blur}.")
+        self.classes, self.in_channels, self.segmenter, self.blur = classes, in_channels, segmenter, blur
+        self.net: SegmentationSpec = build(net) or CompactSegmenter()
+        self.network: SegmentationNet = self.net.build(in_channels, outputs)
+        self.register_buffer("mean", torch.zeros(in_channels))
+        self.register_buffer("std", torch.zeros(in_channels))
+        self.val_miou, self.test_miou = MeanIoU(classes), MeanIoU(classes)
+
+    def setup(self, stage: str) -> None:
+        """Take the weights of `segmenter` before a first fit."""
+        if stage == "fit" and self.segmenter is not None and not bool(self.std.any()):
+            self.start_from(self.segmenter)
+
+    def on_train_start(self) -> None:
+        """Take the statistics of the bands from the training images; a resumed training keeps its own."""
+        if not bool(self.std.any()):
+            images = ((batch["image"], finite_pixels(batch["image"])) for batch in training_batches(self))
+            self.mean, self.std = (value.to(self.device) for value in channel_statistics(images, self.in_channels))
+
+    def logits(self, image: Tensor) -> Tensor:
+        """Compute all outputs of the net, (B, outputs, H, W), of an image (B, C, H, W).
+
+        Raises:
+            ValueError: the image has other bands.
+            NotFittedError: neither trained nor started from trained weights.
+        """
+        if image.ndim != 4 or image.shape[1] != self.in_channels:
+            raise ValueError(
+                f"Expected images (B, {self.in_channels}, H, W), but got {tuple(image.shape)}. Set in_channels to their bands."
+            )
+        if not bool(self.std.any()):
+            raise NotFittedError("Expected a trained net, but it holds no statistics of the bands. Call `trainer.fit` first.")
+        filled, _ = fill_nodata((image - self.mean[:, None, None]) / self.std[:, None, None])
+        return cast(Tensor, self.network(filled))
+
+    def score(self, image: Tensor) -> Tensor:
+        """Score by the read-out, and keep the known class that fits best, `classes` (B, H, W), for mIoU and `predict`."""
+        logits = self.logits(image)
+        self.further_maps = {"classes": logits[:, : self.classes].argmax(1)}
+        with torch.autocast(image.device.type, enabled=False):
+            score = self.read(logits.float())
+        return gaussian(score, self.blur) if self.blur else score
+
+    @abstractmethod
+    def read(self, logits: Tensor) -> Tensor:
+        """Turn all outputs (B, outputs, H, W) float32 into scores (B, H, W), higher is more anomalous."""
+
+    def on_validation_batch_end(self, outputs: Any, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count the classes of a validation batch."""
+        self._count_classes("val_miou", self.val_miou, batch)
+
+    def on_test_batch_end(self, outputs: Any, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count the classes of a test batch."""
+        self._count_classes("test_miou", self.test_miou, batch)
+
+    def _count_classes(self, name: str, metric: MeanIoU, batch: Mapping[str, Any]) -> None:
+        if "label" in batch and "classes" in self.further_maps and not self.trainer.sanity_checking:
+            label = batch["label"].masked_fill(~finite_pixels(batch["image"]), IGNORE)
+            metric.update(self.further_maps["classes"], label)
+            self.log(name, metric, on_step=False, on_epoch=True, batch_size=len(label))
+
+    def training_truth(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Give the class of each pixel, 255 where nothing is learnt, and which are outliers, (B, H, W) each.
+
+        Raises:
+            ValueError: there is no label, or one that is no class.
+        """
+        if "label" not in batch:
+            raise ValueError(
+                f"Expected training batches with 'label', class ids 0 to {self.classes - 1}, but got {sorted(batch)}. "
+                "Use a data module that serves classes, such as DrivingDataModule."
+            )
+        data = finite_pixels(batch["image"])
+        outlier = (batch["mask"] == ANOMALY) & data if "mask" in batch else torch.zeros_like(data)
+        label = batch["label"].masked_fill(~data | outlier, IGNORE)
+        if int(label.masked_fill(label == IGNORE, 0).amax()) >= self.classes or int(label.amin()) < 0:
+            found = torch.unique(label[((label >= self.classes) & (label != IGNORE)) | (label < 0)])[:8].tolist()
+            raise ValueError(f"Expected labels 0 to {self.classes - 1}, or 255 for void, but got {found}. Set classes to their number.")
+        return label, outlier
+
+    def start_from(self, path: str) -> None:
+        """Take weights, statistics and calibration of a trained segmenter; outputs beyond its own keep their fresh weights.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            CheckpointError: it holds another net or another number of classes.
+        """
+        stored = {k: v for k, v in read_checkpoint(path)["state_dict"].items() if k.startswith(("network.", "mean", "std"))}
+        own = self.state_dict()
+        for name, value in stored.items():
+            mine = own.get(name)
+            if mine is not None and value.ndim and mine.shape[1:] == value.shape[1:] and len(value) == self.classes < len(mine):
+                stored[name] = torch.cat([value, mine[self.classes :]])
+        unlike = sorted(k for k in stored if k not in own or own[k].shape != stored[k].shape)
+        missing = sorted(k for k in own if k.startswith("network.") and k not in stored)
+        if unlike or missing:
+            held = {k: tuple(stored[k].shape) for k in unlike[:3]}
+            raise CheckpointError(
+                f"Expected the weights of {type(self.net).__name__} for {self.classes} classes in '{path}', but it holds {held} and lacks "
+                f"{missing[:3]}. Give net= and classes= as the segmenter was trained with; outputs are added here, not there."
+            )
+        self.load_state_dict(stored, strict=False)

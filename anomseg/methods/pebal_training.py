@@ -1,0 +1,113 @@
+"""How a segmentation net learns to abstain: the terms of the loss, and margins that fit the net."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anomseg.functional.abstention import abstention_loss, energy_penalty
+from anomseg.functional.energy import energy_hinge, energy_smoothness, energy_sparsity, free_energy
+from anomseg.methods.segmenter import class_loss
+from anomseg.sample import ANOMALY, IGNORE, NORMAL
+
+PUBLISHED_MARGINS = (-12.0, -6.0)
+"""Margins of inliers and outliers that suit a WideResNet38 trained for weeks; the energies of a small net never go that low."""
+
+
+@dataclass(frozen=True)
+class PEBALLoss:
+    """Weigh the terms; 0 switches one off.
+
+    Attributes:
+        abstention: of the abstention loss; without it inliers are learnt by plain cross-entropy of the known classes.
+        outlier: of the outliers within the abstention loss.
+        energy: of the hinge, sparsity and smoothness of the free energy together.
+        sparsity: of the norm of the outliers' energies.
+        smoothness: of the mean squared step of the energy; 19.44 is the published 3e-6 on a sum over 8 crops of 900 x 900.
+        uniform: of the outliers' cross-entropy to the uniform distribution of the known classes (maximum entropy), which can do without
+            abstention and energy.
+        floor: least penalty for abstaining, where it is bounded.
+    """
+
+    abstention: float = 1.0
+    outlier: float = 0.1
+    energy: float = 0.1
+    sparsity: float = 5e-4
+    smoothness: float = 19.44
+    uniform: float = 0.0
+    floor: float = 1.0
+
+    def __post_init__(self) -> None:
+        terms = (self.abstention, self.outlier, self.energy, self.sparsity, self.smoothness, self.uniform, self.floor)
+        if min(terms) < 0:
+            raise ValueError(f"Expected weights of at least 0, but got {self}. 0 switches a term off.")
+
+
+def pebal_losses(
+    logits: Tensor, label: Tensor, outlier: Tensor, margins: tuple[float, float], recipe: PEBALLoss, *, bounded: bool = True
+) -> dict[str, Tensor]:
+    """Compute the weighted terms of a batch, in float32.
+
+    Args:
+        logits: (B, K + 1, H, W), the last output to abstain.
+        label: (B, H, W) class 0 to K - 1, 255 for void and outliers.
+        outlier: (B, H, W) bool.
+        margins: of the energies of inliers and outliers.
+        recipe: see `PEBALLoss`.
+        bounded: detach the penalty and keep it above the floor; False is the published form, which collapses on nets of low confidence.
+
+    Returns:
+        `classes`, and `energy` and `uniform` where they weigh anything, () each; a term without pixels is 0.
+    """
+    wide = logits.float()
+    known = wide[:, :-1]
+    energy = free_energy(known)
+    if recipe.abstention:
+        penalty = energy_penalty(energy, recipe.floor if bounded else 0.0, detach=bounded)
+        losses = {"classes": recipe.abstention * abstention_loss(wide, penalty, label, outlier, recipe.outlier)}
+    else:
+        losses = {"classes": class_loss(known, label)}
+    if recipe.energy:
+        mask = torch.where(outlier, ANOMALY, torch.where(label == IGNORE, IGNORE, NORMAL))
+        terms = energy_hinge(energy, mask, *margins) + recipe.sparsity * energy_sparsity(energy, mask)
+        losses["energy"] = recipe.energy * (terms + recipe.smoothness * energy_smoothness(energy))
+    if recipe.uniform:
+        cost = -known.log_softmax(1).mean(1)
+        losses["uniform"] = recipe.uniform * torch.where(outlier, cost, 0.0).sum() / outlier.sum().clamp_min(1)
+    return losses
+
+
+@torch.no_grad()
+def measured_margins(energies: Iterable[tuple[Tensor, Tensor, Tensor]]) -> tuple[float, float]:
+    """Measure where a net's energies lie, and put the margins a little outside of their means.
+
+    With means e of inliers and o of outliers, the margins are e - g and o + g, g being half of the inliers' standard deviation: both
+    hinges have something to do, and nothing that the net could reach by shrinking its logits alone.
+
+    Args:
+        energies: energy, inliers and outliers of batches, (B, H, W) each, the latter bool.
+
+    Returns:
+        Margins of inliers and outliers.
+
+    Raises:
+        ValueError: there is no outlier, or no inlier.
+    """
+    total = torch.zeros(2, 3, dtype=torch.float64)
+    for energy, *groups in energies:
+        for row, group in enumerate(groups):
+            values = energy[group].double().cpu()
+            total[row] += torch.stack([torch.tensor(float(values.numel()), dtype=torch.float64), values.sum(), values.square().sum()])
+    count, first, second = total.unbind(1)
+    if not bool((count > 0).all()):
+        raise ValueError(
+            f"Expected inliers and outliers (mask 1) in the training batches, but counted {int(count[0])} and {int(count[1])} pixels. "
+            "Give the data module a source of outliers, such as OutlierPaste(SyntheticOutliers()), or void_as_outliers=True."
+        )
+    mean = first / count
+    gap = 0.5 * float((second[0] / count[0] - mean[0].square()).clamp_min(0.0).sqrt())
+    low, high = float(mean[0]) - gap, float(mean[1]) + gap
+    return low, max(low, high)

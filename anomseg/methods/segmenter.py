@@ -1,0 +1,215 @@
+"""Train a closed-set segmentation net, or take a trained one, and score what its classes do not explain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from anomseg.calibration.base import Calibration
+from anomseg.config import build
+from anomseg.methods.closed_set import ClosedSetSegmenter
+from anomseg.methods.readouts import Entropy, Readout, Statistics
+from anomseg.methods.training_data import gathered_objects, training_batches
+from anomseg.nets.segmentation import SegmentationSpec
+from anomseg.optimisation import Optimisation
+from anomseg.sample import IGNORE
+
+Balance = Literal["none", "log"]
+_MOMENTUM = 0.02  # of the running moments of logits
+_STEP = 4  # of every so many rows and columns the moments are taken
+
+
+class ReadoutSegmenter(ClosedSetSegmenter):
+    """Score by a read-out, and keep the moments of the largest logit of each class that some of them need.
+
+    Args:
+        classes: see `ClosedSetSegmenter`.
+        net: see `ClosedSetSegmenter`.
+        in_channels: see `ClosedSetSegmenter`.
+        readout: see `Readout`; `Entropy()` by default.
+        segmenter: see `ClosedSetSegmenter`.
+        blur: see `ClosedSetSegmenter`.
+        calibration: see `AnomalySegmenter`.
+        optimisation: see `AnomalySegmenter`.
+    """
+
+    moments: Tensor
+
+    def __init__(
+        self,
+        classes: int,
+        net: SegmentationSpec | None,
+        in_channels: int,
+        readout: Readout | None,
+        segmenter: str | None,
+        blur: float,
+        calibration: Calibration | None,
+        optimisation: Optimisation | None,
+    ) -> None:
+        super().__init__(classes, net, in_channels, classes, segmenter, blur, calibration, optimisation)
+        self.readout: Readout = build(readout) or Entropy()
+        self.register_buffer("moments", torch.zeros(3, classes))  # weight, mean and mean square of each class
+
+    def read(self, logits: Tensor) -> Tensor:
+        """Score by the read-out; see the base class."""
+        if not bool(self.moments[0].any()):
+            return self.readout(logits, None)
+        weight, mean, square = self.moments
+        spread = (square - mean.square()).clamp_min(0.0).sqrt()
+        seen = weight > 0
+        typical = spread[seen].mean().clamp_min(1e-6)  # for a class that was never predicted
+        std = torch.where(seen & (spread > 0), spread, typical)
+        return self.readout(logits, Statistics(torch.where(seen, mean, mean[seen].mean()), std))
+
+    @torch.no_grad()
+    def observe(self, logits: Tensor, label: Tensor, momentum: float = _MOMENTUM) -> None:
+        """Bring the moments of each class up to date with a batch of logits; void pixels take no part."""
+        top, predicted = logits[:, : self.classes, ::_STEP, ::_STEP].detach().float().max(1)
+        counted = label[:, ::_STEP, ::_STEP] != IGNORE
+        chosen, values = predicted[counted], top[counted]
+        count = torch.bincount(chosen, minlength=self.classes)
+        sums = torch.stack([torch.bincount(chosen, w, minlength=self.classes) for w in (values, values.square())])
+        mean = sums / count.clamp_min(1)
+        weight = torch.where(count > 0, torch.where(self.moments[0] > 0, momentum, 1.0), 0.0)
+        moved = torch.lerp(self.moments[1:], mean.to(self.moments), weight)
+        self.moments = torch.cat([(self.moments[:1] + count).clamp_max(1.0), moved])
+
+
+class Segmenter(ReadoutSegmenter):
+    """Learn the known classes by cross-entropy; outliers and void pixels teach nothing. `val_miou` tells how well it does.
+
+    Args:
+        classes: K, the known classes.
+        net: see `SegmentationSpec`; `CompactSegmenter()` by default.
+        in_channels: bands of the image.
+        readout: what makes the score; `Entropy()` by default.
+        balance: weight of a class of share p: 1, or 1 / ln(1.02 + p) (`log`), which helps rare classes.
+        segmenter: checkpoint whose weights `fit` starts from, or None.
+        blur: standard deviation in pixels of a Gaussian over the score; the published 7 x 7 blur is 1.
+        calibration: see `AnomalySegmenter`.
+        optimisation: see `AnomalySegmenter`; AdamW at 2e-3 with the poly schedule by default.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Source: class weights by Paszke et al., "ENet", 2016, arXiv 1606.02147.
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        classes: int,
+        net: SegmentationSpec | None = None,
+        in_channels: int = 3,
+        readout: Readout | None = None,
+        balance: Balance = "none",
+        segmenter: str | None = None,
+        blur: float = 0.0,
+        calibration: Calibration | None = None,
+        optimisation: Optimisation | None = None,
+    ) -> None:
+        super().__init__(classes, net, in_channels, readout, segmenter, blur, calibration, optimisation)
+        if balance not in ("none", "log"):
+            raise ValueError(f"Expected balance 'none' or 'log', but got {balance!r}.")
+        self.balance = balance
+        self.register_buffer("weights", torch.ones(classes))
+
+    def on_train_start(self) -> None:
+        """Take the statistics of the bands, and the shares of the classes where they weigh."""
+        super().on_train_start()
+        if self.balance == "log":
+            counts = torch.zeros(self.classes, dtype=torch.int64)
+            for batch in training_batches(self):
+                label, _ = self.training_truth(batch)
+                counts += torch.bincount(label[label != IGNORE].cpu(), minlength=self.classes)
+            total = torch.stack(gathered_objects(counts)).sum(0)
+            self.weights = (1 / torch.log(1.02 + total / total.sum().clamp_min(1))).to(self.weights)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Compute the cross-entropy over the pixels of known classes; 0 where there is none."""
+        label, _ = self.training_truth(batch)
+        logits = self.logits(batch["image"])
+        self.observe(logits, label)
+        loss = class_loss(logits, label, self.weights)
+        self.log("loss_classes", loss.detach(), batch_size=len(label))
+        return loss
+
+
+def class_loss(logits: Tensor, label: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Average the cross-entropy over the labelled pixels, weighted by class, in float32.
+
+    Args:
+        logits: (B, K, H, W).
+        label: (B, H, W), 255 for void.
+        weights: (K,), or None for 1.
+
+    Returns:
+        () >= 0; 0 with a gradient of 0 where no pixel is labelled.
+    """
+    known = label != IGNORE
+    cost = F.cross_entropy(logits.float(), label, weights, ignore_index=IGNORE, reduction="none")
+    scale = known.float() if weights is None else torch.where(known, weights[label.masked_fill(~known, 0)], 0.0)
+    return cost.sum() / scale.sum().clamp_min(1e-6)
+
+
+class SegmentationReadout(ReadoutSegmenter):
+    """Score by a read-out of a segmenter that is trained already: fitting only calibrates, and takes the moments that a read-out needs.
+
+    For logits of a net of your own, call the read-out itself: ``MSP()(logits)``.
+
+    Args:
+        classes: K, as the segmenter has it.
+        segmenter: its checkpoint; needed to fit, and no more afterwards.
+        net: as the segmenter has it.
+        in_channels: bands of the image.
+        readout: what makes the score; `Entropy()` by default.
+        blur: see `Segmenter`.
+        calibration: see `AnomalySegmenter`.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    learns = False
+
+    def __init__(
+        self,
+        classes: int,
+        segmenter: str | None = None,
+        net: SegmentationSpec | None = None,
+        in_channels: int = 3,
+        readout: Readout | None = None,
+        blur: float = 0.0,
+        calibration: Calibration | None = None,
+    ) -> None:
+        super().__init__(classes, net, in_channels, readout, segmenter, blur, calibration, None)
+
+    def setup(self, stage: str) -> None:
+        """Take the weights of the segmenter.
+
+        Raises:
+            ValueError: there is none to take.
+        """
+        super().setup(stage)
+        if stage == "fit" and not bool(self.std.any()):
+            raise ValueError("Expected the checkpoint of a trained segmenter, but got none. Give segmenter=, or train with Segmenter.")
+
+    @torch.no_grad()
+    def on_train_start(self) -> None:
+        """Take the moments of the logits over the training images."""
+        self.eval()
+        total = 0.0
+        for batch in training_batches(self):
+            label, _ = self.training_truth(batch)
+            total += 1.0
+            self.observe(self.logits(batch["image"]), label, 1 / total)
+
+    def configure_optimizers(self) -> Any:
+        """Step nothing but the clock."""
+        self.network.requires_grad_(False)
+        return super().configure_optimizers()

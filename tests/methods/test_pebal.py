@@ -1,0 +1,112 @@
+import pytest
+import torch
+
+from anomseg.checkpoint import load
+from anomseg.functional.energy import free_energy
+from anomseg.methods.pebal import PEBAL
+from anomseg.methods.pebal_training import PUBLISHED_MARGINS, PEBALLoss
+from anomseg.methods.segmenter import Segmenter
+from anomseg.nets.segmentation import CompactSegmenter
+from anomseg.optimisation import Optimisation
+from tests.methods.driving import loader, trainer
+
+NET = CompactSegmenter(width=6, levels=2)
+STEPS = Optimisation(3e-3, schedule="constant")
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("segmenter")
+    method, loop = Segmenter(3, NET, optimisation=STEPS), trainer(folder, 6)
+    loop.fit(method, loader(outliers=False, count=16), loader(seed=1))
+    loop.save_checkpoint(folder / "segmenter.ckpt")
+    return str(folder / "segmenter.ckpt"), loop.test(method, loader(seed=2), verbose=False)[0]
+
+
+@pytest.mark.parametrize("score_rule", ["energy", "entropy", "abstain", "fusion"])
+def test_pebal__finds_outliers_and_keeps_the_classes(segmenter, tmp_path, score_rule):
+    torch.manual_seed(0)
+    path, before = segmenter
+    method, loop = PEBAL(3, NET, segmenter=path, score_rule=score_rule, optimisation=STEPS), trainer(tmp_path, 4)
+    loop.fit(method, loader(count=16), loader(seed=1))
+    after = loop.test(method, loader(seed=2), verbose=False)[0]
+    assert after["test_ap"] > max(before["test_ap"], 0.7)
+    assert after["test_miou"] > before["test_miou"] - 0.05
+    loop.save_checkpoint(tmp_path / "own.ckpt")
+    image = next(iter(loader(seed=2)))["image"]
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "own.ckpt").score_map(image), method.eval().score_map(image))
+
+
+def collapse(segmenter, folder, **options):
+    """Train without the hinge on energies, and give the mean inlier energy before and after."""
+    torch.manual_seed(0)
+    recipe = PEBALLoss(energy=0.0, outlier=1.0)
+    method = PEBAL(3, NET, segmenter=segmenter[0], recipe=recipe, optimisation=Optimisation(1e-2, schedule="constant"), **options)
+    batch = next(iter(loader(seed=3)))
+
+    def inlier_energy():
+        with torch.no_grad():
+            return float(free_energy(method.eval().logits(batch["image"])[:, :3])[batch["mask"] == 0].mean())
+
+    method.setup("fit")
+    before = inlier_energy()
+    trainer(folder, 15).fit(method.train(), loader(count=16), loader(seed=1))
+    return before, inlier_energy()
+
+
+def test_published_penalty__collapses_on_a_net_of_low_confidence_and_the_bounded_one_does_not(segmenter, tmp_path):
+    before, published = collapse(segmenter, tmp_path, paper_faithful=True)
+    _, bounded = collapse(segmenter, tmp_path)
+    assert abs(published) < 0.5 * abs(before)
+    assert bounded < 0.8 * before
+
+
+@pytest.mark.parametrize(("trainable", "moved"), [("head", {"head"}), ("decoder", {"head", "context", "lateral", "refine"})])
+def test_frozen_parts__stay_as_they_are(segmenter, tmp_path, trainable, moved):
+    method = PEBAL(3, CompactSegmenter(6, 2, "group"), segmenter=segmenter[0], trainable=trainable, optimisation=STEPS)
+    method.setup("fit")
+    before = {name: value.clone() for name, value in method.network.state_dict().items()}
+    trainer(tmp_path).fit(method, loader(), loader(seed=1))
+    changed = {name.split(".")[0] for name, value in method.network.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == moved
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+def test_frozen_batch_norms__drift_only_as_published(tmp_path, faithful):
+    method = PEBAL(3, CompactSegmenter(6, 2, "batch"), trainable="head", paper_faithful=faithful, optimisation=STEPS)
+    before = {name: value.clone() for name, value in method.network.named_buffers()}
+    trainer(tmp_path).fit(method, loader(), loader(seed=1))
+    drifted = any(not torch.equal(value, before[name]) for name, value in method.network.named_buffers())
+    assert drifted == faithful
+
+
+def test_margins__are_measured_given_or_published(segmenter, tmp_path):
+    found = {}
+    for name, options in (("measured", {}), ("given", {"margins": (-3.0, -1.0)}), ("published", {"paper_faithful": True})):
+        method = PEBAL(3, NET, segmenter=segmenter[0], optimisation=STEPS, **options)
+        trainer(tmp_path, limit_train_batches=1).fit(method, loader(), loader(seed=1))
+        found[name] = tuple(method.margin.tolist())
+    assert found["given"] == (-3.0, -1.0)
+    assert found["published"] == PUBLISHED_MARGINS
+    assert -30 < found["measured"][0] < found["measured"][1] < 5
+
+
+def test_training__takes_single_frames_and_ones_without_inliers(tmp_path):
+    method = PEBAL(3, NET, optimisation=STEPS)
+    trainer(tmp_path).fit(method, loader(batch_size=1, count=2), loader(seed=1, batch_size=1, count=2))
+    method.log_dict = lambda *_, **__: None
+    batch = next(iter(loader()))
+    batch["mask"][:], batch["label"][:] = 1, 255
+    assert torch.isfinite(method.training_step(batch, 0))
+    batch["mask"][:] = 255
+    assert torch.isfinite(method.training_step(batch, 0))
+
+
+def test_pebal__says_what_is_wrong(tmp_path):
+    with pytest.raises(ValueError, match=r"SyntheticOutliers\(\)"):
+        trainer(tmp_path).fit(PEBAL(3, NET), loader(outliers=False), loader(seed=1))
+    for options in ({"trainable": "x"}, {"score_rule": "x"}, {"margins": (1.0, 0.0)}):
+        with pytest.raises(ValueError, match="Expected"):
+            PEBAL(3, NET, **options)
