@@ -2,7 +2,7 @@
 
 Both dates show the same land, ``x_t = g_t · ((1 − Σ c) · land_t + Σ c · roof) + n_t``, with coverages c of buildings and their shadows, a
 smooth illumination g_t of each date, and noise. Only buildings that stand at one date alone are truth. All else differs too: crops have
-other colours, shadows fall elsewhere, and one date lies up to a pixel or so beside the other, so that a large difference says little.
+other colours, shadows fall elsewhere, and one date lies a part of a pixel beside the other, so that a large difference says little.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ class PairDifficulty:
     Attributes:
         season: largest change of a field's reflectance, at least 0.
         light: the illumination varies by a factor of e^±light within and between the dates, at least 0.
-        shift: largest distance in pixels by which the first date lies beside the second, at least 0.
+        shift: largest distance in pixels by which the first date lies beside the second, at least 0. Truth is that of the land, so that
+            with a whole pixel a tenth of a building's edge is guesswork.
         noise: standard deviation of the sensor noise in reflectance, at least 0.
     """
 
     season: float = 0.25
     light: float = 0.25
-    shift: float = 1.0
+    shift: float = 0.25
     noise: float = 0.02
 
     def __post_init__(self) -> None:
