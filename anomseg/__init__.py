@@ -19,16 +19,22 @@ if TYPE_CHECKING:
     from anomseg.data.change import ChangeDataModule
     from anomseg.data.change_folders import ChangeLayout, PairFiles
     from anomseg.data.class_rule import ClassAsNormal, ClassTable, IndexThreshold
+    from anomseg.data.driving import DrivingDataModule
+    from anomseg.data.driving_augment import MirrorZoom
+    from anomseg.data.driving_layouts import DrivingLayout
     from anomseg.data.group_split import GroupSplit
     from anomseg.data.hyperspectral import HyperspectralDataModule
     from anomseg.data.image_folders import FolderLayout
     from anomseg.data.image_split import NameSplit, ShareSplit
+    from anomseg.data.outlier_paste import OutlierPaste
+    from anomseg.data.outlier_sources import MaskedObjects, RGBACutouts, SyntheticOutliers, TextureCrops
     from anomseg.data.pair_augment import GainOffset, PairAugmentation
     from anomseg.data.pair_transform import Binarise, GlobalShift
     from anomseg.data.read_scene import read_scene
     from anomseg.data.remote_sensing import RemoteSensingDataModule
     from anomseg.data.synthetic import SyntheticDataModule
     from anomseg.data.synthetic_change import SyntheticChangeDataModule
+    from anomseg.data.synthetic_driving import SyntheticDrivingDataModule
     from anomseg.data.synthetic_pairs import PairDifficulty
     from anomseg.functional.area_rx import area_filtered_rx, fuse_scores, pca_local_rx
     from anomseg.functional.crd import pca_collaborative_representation
@@ -47,11 +53,17 @@ if TYPE_CHECKING:
     from anomseg.methods.direct_training import DirectTraining
     from anomseg.methods.direct_transfer import TransferDetection
     from anomseg.methods.normal_density import NormalDensity
+    from anomseg.methods.pebal import PEBAL
+    from anomseg.methods.pebal_training import PEBALLoss
+    from anomseg.methods.readouts import MSP, Energy, Entropy, MaxLogit, StandardizedMaxLogit
+    from anomseg.methods.residual_pattern import RPL, RPLLoss
     from anomseg.methods.rx import RX
+    from anomseg.methods.segmenter import SegmentationReadout, Segmenter
     from anomseg.methods.svdd import SVDD
     from anomseg.methods.svdd_inputs import Texture
     from anomseg.methods.svdd_training import SVDDTraining
     from anomseg.metrics.change import BoundaryF1, ChangeConfusion
+    from anomseg.metrics.components import ComponentF1
     from anomseg.metrics.heat import CalibrationError, PixelBCE
     from anomseg.metrics.pixel import (
         Detectability,
@@ -64,10 +76,15 @@ if TYPE_CHECKING:
         ThresholdAtFPR,
     )
     from anomseg.metrics.region import PerRegionOverlap
+    from anomseg.metrics.segmentation import MeanIoU
     from anomseg.nets.change_mamba import ChangeMambaSpec
+    from anomseg.nets.deeplab import DeepLabV3Plus
     from anomseg.nets.descriptor import PixelDescriptor
     from anomseg.nets.patch_descriptor import PatchDescriptor, TimmDescriptor
+    from anomseg.nets.segmentation import CompactSegmenter
+    from anomseg.nets.segmentation_module import TrainedModule
     from anomseg.nets.siamese_unet import SiameseUNetSpec
+    from anomseg.nets.wide_resnet import WideResNet38
     from anomseg.report.comparison import ComparisonRow, comparison_sheet, separability_plot
     from anomseg.report.error_map import write_error_maps
     from anomseg.sample import IGNORE, check_sample
@@ -76,6 +93,9 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "CRD",
     "IGNORE",
     "IRMAD",
+    "MSP",
+    "PEBAL",
+    "RPL",
     "RX",
     "SVDD",
     "Albumentations",
@@ -93,10 +113,17 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "ChangeVector",
     "ClassAsNormal",
     "ClassTable",
+    "CompactSegmenter",
     "ComparisonRow",
+    "ComponentF1",
+    "DeepLabV3Plus",
     "Detectability",
     "DirectDetection",
     "DirectTraining",
+    "DrivingDataModule",
+    "DrivingLayout",
+    "Energy",
+    "Entropy",
     "F1Max",
     "FPRAtTPR",
     "FlipRotate",
@@ -108,9 +135,15 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "HyperspectralDataModule",
     "ImageAUROC",
     "IndexThreshold",
+    "MaskedObjects",
+    "MaxLogit",
+    "MeanIoU",
+    "MirrorZoom",
     "NameSplit",
     "NormalDensity",
     "OracleIoU",
+    "OutlierPaste",
+    "PEBALLoss",
     "PairAugmentation",
     "PairDifficulty",
     "PairFiles",
@@ -121,19 +154,29 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "PixelBCE",
     "PixelDescriptor",
     "QuantileCalibration",
+    "RGBACutouts",
+    "RPLLoss",
     "RankCalibration",
     "RemoteSensingDataModule",
     "SVDDTraining",
     "SceneWriter",
+    "SegmentationReadout",
+    "Segmenter",
     "ShareSplit",
     "SiameseUNet",
     "SiameseUNetSpec",
+    "StandardizedMaxLogit",
     "SyntheticChangeDataModule",
     "SyntheticDataModule",
+    "SyntheticDrivingDataModule",
+    "SyntheticOutliers",
     "Texture",
+    "TextureCrops",
     "ThresholdAtFPR",
     "TimmDescriptor",
+    "TrainedModule",
     "TransferDetection",
+    "WideResNet38",
     "__version__",
     "area_filtered_rx",
     "check_sample",

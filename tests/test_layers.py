@@ -39,7 +39,7 @@ STRANGERS = {("data", "methods"), ("methods", "data"), ("data", "metrics"), ("da
 HEAVY = {  # third party -> where it may be imported
     "timm": ("nets/",),
     "albumentations": ("data/augment.py",),
-    "rasterio": ("data/raster_io.py", "data/raster_align.py", "scene.py"),
+    "rasterio": ("data/raster_io.py", "data/picture_io.py", "data/raster_align.py", "scene.py"),
     "lightning": ("data/", "methods/", "callbacks/", "cli.py", "demo.py"),
     "torchmetrics": ("metrics/", "calibration/"),
     "scipy": ("data/", "functional/"),

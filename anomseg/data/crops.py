@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -41,6 +41,13 @@ class VisitSampler(DistributedSampler[Any]):
             yield Visit(self.epoch, int(index))
 
 
+class SampleStep(Protocol):
+    """Change a training sample, or one that is tested, by a generator alone."""
+
+    def __call__(self, sample: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        """Give the changed sample, of the same sizes."""
+
+
 class CropDataset(Dataset[dict[str, Any]]):
     """Cut random square crops out of scenes of any size, and augment them.
 
@@ -57,6 +64,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         augment: Augmentation | None = None,
         seed: int = 0,
         anomaly_share: float = 0.0,
+        finish: SampleStep | None = None,
     ) -> None:
         """Store the arguments.
 
@@ -68,6 +76,7 @@ class CropDataset(Dataset[dict[str, Any]]):
             seed: of the crops and the augmentation.
             anomaly_share: share of the crops, 0 to 1, that hold a pixel drawn from the anomalous ones of their scene, at any place in the
                 crop; a scene without such a pixel gives crops from anywhere.
+            finish: the last step of all, such as `OutlierPaste`.
 
         Raises:
             ValueError: a number is out of its range, or the scenes are tiled.
@@ -82,6 +91,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         self.augment = augment
         self.seed = seed
         self.anomaly_share = anomaly_share
+        self.finish = finish
         self._places: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
@@ -107,8 +117,11 @@ class CropDataset(Dataset[dict[str, Any]]):
         generator = torch.Generator().manual_seed(word)
         sample = self._crop(index // self.crops, generator)
         if self.augment is not None:
-            sample["image"], sample["mask"] = self.augment(sample["image"], sample["mask"], generator)
-        return sample
+            draw, image = generator.get_state(), sample["image"]
+            sample["image"], sample["mask"] = self.augment(image, sample["mask"], generator)
+            if "label" in sample:  # the same draw once more: an augmentation changes one map of truth at a time
+                sample["label"] = self.augment(image, sample["label"], generator.set_state(draw))[1]
+        return sample if self.finish is None else self.finish(sample, generator)
 
     def _crop(self, which: int, generator: torch.Generator) -> dict[str, Any]:
         if self.side is None:
@@ -127,7 +140,9 @@ class CropDataset(Dataset[dict[str, Any]]):
         down, right = (max(0, self.side - length) for length in size)
         if down or right:
             sample["image"] = functional.pad(sample["image"], (0, right, 0, down), value=torch.nan)
-            sample["mask"] = functional.pad(sample["mask"], (0, right, 0, down), value=IGNORE)
+            for truth in ("mask", "label"):
+                if truth in sample:
+                    sample[truth] = functional.pad(sample[truth], (0, right, 0, down), value=IGNORE)
         return sample
 
     def _anomalous(self, which: int) -> Tensor:

@@ -149,11 +149,12 @@ class FolderImage:
         if isinstance(self.layout.masks, IndexThreshold):
             return table.found_in(self.layout.masks.ids(self._image()[0]))
         if "" in masks:
-            return table.found_in(self._ids())
+            return table.found_in(self.ids())
         layers = with_background(self._layers(), table)
         return tuple(name for name, layer in layers.items() if bool(layer.any()))
 
-    def _ids(self) -> Tensor:
+    def ids(self) -> Tensor:
+        """Read the class ids of the only mask file, (H, W) int64, `NO_CLASS` where the class is not known."""
         layout = self.layout
         return read_class_ids(dict(self.files.masks)[""], layout.table, layout.encoding, layout.mask_key, self.window)
 
@@ -167,7 +168,7 @@ class FolderImage:
         elif not self.files.masks:
             mask = None
         elif "" in dict(self.files.masks):
-            mask = self.classes.mask(self._ids(), table)
+            mask = self.classes.mask(self.ids(), table)
         else:
             mask = self.classes.mask_of_layers(self._layers(), table)
         if mask is not None:

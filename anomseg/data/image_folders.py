@@ -13,7 +13,7 @@ from anomseg.data.class_rule import BINARY, DERIVED, ClassTable, IndexThreshold
 from anomseg.data.hdf5_io import HDF5_SUFFIXES
 from anomseg.errors import SceneFormatError, SceneNotFoundError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", *HDF5_SUFFIXES)
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", *HDF5_SUFFIXES)
 Encoding = Literal["binary", "index", "colour"]
 LayoutName = Literal[
     "plain", "image_label", "deepglobe", "deepglobe_colour", "agriculture_vision", "loveda", "loveda_flat", "potsdam", "landslide4sense"
@@ -297,7 +297,7 @@ def _listing(root: Path, template: str) -> dict[str, Path]:
     pattern = ""
     for piece in re.split(r"(\{\w+\}|\*)", template):
         if piece == "*":
-            pattern += "[^/]*"
+            pattern += "[^/]*?"  # as little as it can, or it would take the beginning of a name that follows
         elif piece.startswith("{"):
             pattern += f"(?P={piece[1:-1]})" if piece[1:-1] in words else f"(?P<{piece[1:-1]}>[^/]+)"
             words.append(piece[1:-1])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from anomseg.data.class_rule import ClassAsNormal
 from anomseg.data.folder_image import FolderImage
+from anomseg.data.group_split import GroupSplit
 from anomseg.data.image_folders import PARTS, FolderLayout, ImageFiles, Part, find_images, find_unlabelled
 from anomseg.data.image_split import NameSplit, ShareSplit, block_windows
 from anomseg.errors import SceneNotFoundError
@@ -20,7 +21,7 @@ def shared_images(
     root: str | Path,
     layout: FolderLayout,
     classes: ClassAsNormal,
-    split: ShareSplit | NameSplit | None = None,
+    split: ShareSplit | NameSplit | GroupSplit | None = None,
     bands: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Parts:

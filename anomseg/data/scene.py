@@ -20,6 +20,7 @@ class Scene:
         wavelength: C band centres in nanometres, or None.
         transform: affine pixel-to-map coefficients (a, b, c, d, e, f), or None.
         crs: coordinate reference system as WKT, or None.
+        label: (H, W) integer class ids below 255, 255 where there is none; None where classes do not matter.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Scene:
     wavelength: tuple[float, ...] | None = None
     transform: tuple[float, float, float, float, float, float] | None = None
     crs: str | None = None
+    label: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 and (self.image.ndim != 4 or len(self.image) != 2):
@@ -42,6 +44,11 @@ class Scene:
                     f"but got {tuple(self.mask.shape)}. Is it the truth of another scene, or of an uncropped one?"
                 )
             check_mask(self.mask[None], [self.name])
+        if self.label is not None and (self.label.shape != self.image.shape[-2:] or self.label.is_floating_point()):
+            raise ValueError(
+                f"Expected integer labels of shape {self.size} to fit the image of scene '{self.name}', "
+                f"but got {tuple(self.label.shape)} {self.label.dtype}."
+            )
         if self.wavelength is not None and len(self.wavelength) != self.image.shape[-3]:
             raise ValueError(
                 f"Expected {self.image.shape[-3]} wavelengths in scene '{self.name}', one a band, but got {len(self.wavelength)}. "

@@ -179,8 +179,8 @@ class SceneDataset(Dataset[dict[str, Any]]):
             index: of the sample, negative from the end.
 
         Returns:
-            ``image`` (C, h, w) or (2, C, h, w) float32, ``mask`` (h, w) int64 with 255 where there is no data, and the metadata of the
-            batch contract, all without the batch axis. Tensors are copies.
+            ``image`` (C, h, w) or (2, C, h, w) float32, ``mask`` (h, w) int64 with 255 where there is no data, ``label`` (h, w) int64 if
+            the scene has classes, and the metadata of the batch contract, all without the batch axis. Tensors are copies.
 
         Raises:
             IndexError: there is no such sample.
@@ -202,7 +202,8 @@ class SceneDataset(Dataset[dict[str, Any]]):
         scene, mask = self._scene(which)
         row, column, height, width = window = window or (0, 0, *scene.size)
         rows, columns = slice(row, row + height), slice(column, column + width)
-        return _sample(scene, scene.image[..., rows, columns].clone(), mask[rows, columns].long(), window, scene.size)
+        part = None if scene.label is None else scene.label[rows, columns]
+        return _sample(scene, scene.image[..., rows, columns].clone(), mask[rows, columns].long(), part, window, scene.size)
 
     def cut_once(self, which: int, window: Window) -> dict[str, Any]:
         """Cut a window that no other one follows: of scenes that do not all fit in memory, only this part is read if that can be done.
@@ -225,7 +226,7 @@ class SceneDataset(Dataset[dict[str, Any]]):
             self._kept[size] = self.mask_rule(None, size) != IGNORE
         row, column, height, width = window
         counted = self._kept[size][row : row + height, column : column + width] & finite_pixels(scene.image[None])[0]
-        return _sample(scene, scene.image, full_mask(scene.mask, scene.size).masked_fill_(~counted, IGNORE), window, size)
+        return _sample(scene, scene.image, full_mask(scene.mask, scene.size).masked_fill_(~counted, IGNORE), scene.label, window, size)
 
     def truth_of(self, which: int) -> Tensor:
         """Give the truth of a whole scene that counts, (H, W) int64; the image is read too unless the loader knows its truth alone."""
@@ -242,8 +243,10 @@ class SceneDataset(Dataset[dict[str, Any]]):
         if index not in self._cache:
             scene = self.scenes[index]()
             mask = self.mask_rule(scene.mask, scene.size)
-            mask[~finite_pixels(scene.image[None])[0]] = IGNORE
-            self._cache[index] = (replace(scene, mask=None), mask.to(torch.uint8))  # int64 masks outweigh images of few bands
+            lost = ~finite_pixels(scene.image[None])[0]
+            mask[lost] = IGNORE
+            label = None if scene.label is None else scene.label.to(torch.uint8).masked_fill(lost, IGNORE)
+            self._cache[index] = (replace(scene, mask=None, label=label), mask.to(torch.uint8))  # int64 masks outweigh images of few bands
         self._cache.move_to_end(index)
         while len(self._cache) > 1 and sum(scene.image.nbytes for scene, _ in self._cache.values()) > self.cache_bytes:
             self._cache.popitem(last=False)
@@ -253,10 +256,11 @@ class SceneDataset(Dataset[dict[str, Any]]):
         return {**self.__dict__, "_cache": OrderedDict(), "_kept": {}}
 
 
-def _sample(scene: Scene, image: Tensor, mask: Tensor, window: Window, size: tuple[int, int]) -> dict[str, Any]:
+def _sample(scene: Scene, image: Tensor, mask: Tensor, label: Tensor | None, window: Window, size: tuple[int, int]) -> dict[str, Any]:
     return {
         "image": image,
         "mask": mask,
+        **({} if label is None else {"label": label.long()}),
         "name": scene.name,
         "window": window,
         "scene_size": size,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +16,23 @@ from anomseg.config import build
 from anomseg.functional.energy import free_energy
 from anomseg.functional.readouts import softmax_entropy
 from anomseg.methods.closed_set import ClosedSetSegmenter
-from anomseg.methods.pebal_training import PUBLISHED_MARGINS, PEBALLoss, measured_margins, pebal_losses
+from anomseg.methods.pebal_training import (
+    MARGIN_BATCHES,
+    PUBLISHED_MARGINS,
+    PEBALLoss,
+    energy_sums,
+    measured_margins,
+    pebal_losses,
+    require_outliers,
+)
+from anomseg.methods.segmenter import take_ready_weights
 from anomseg.methods.training_data import gathered_objects, training_batches
-from anomseg.nets.segmentation import SegmentationSpec
+from anomseg.nets.segmentation import SegmentationSpec, widen_head
 from anomseg.optimisation import Optimisation
 from anomseg.sample import IGNORE
 
 Trainable = Literal["head", "decoder", "all"]
 ScoreRule = Literal["energy", "entropy", "abstain", "fusion"]
-_MARGIN_BATCHES = 16  # enough to know two means
 _MOMENTUM = 0.02
 
 
@@ -33,11 +43,12 @@ class PEBAL(ClosedSetSegmenter):
         classes: K, the known classes.
         net: as the segmenter has it; `CompactSegmenter()` by default.
         in_channels: bands of the image.
-        segmenter: checkpoint of a trained `Segmenter`, from whose weights `fit` starts. None starts from fresh weights, which learn the
-            classes and to abstain at once: slower, and not what was published.
+        segmenter: checkpoint of a trained `Segmenter`, from whose weights `fit` starts. None starts from the ready weights of the net, or
+            else, with a warning, from fresh ones, which learn the classes and to abstain at once and need the epochs of both.
         recipe: weights of the terms of the loss, see `PEBALLoss`.
         trainable: `head` alone, head and `decoder` as published, or `all`.
-        margins: energies of inliers and outliers at which the hinge rests; None measures them on the first batches.
+        margins: energies of inliers and outliers at which the hinge rests; None measures them on the first batches. A net of fresh weights
+            tells nothing by its energies: there the hinge rests for an epoch, and margins are measured after it.
         score_rule: free `energy` of the known classes as published, their `entropy`, the logarithm of the probability to `abstain`, or
             the `fusion` of energy and abstention, each in standard deviations of the inliers.
         paper_faithful: the penalty with gradient and without bound, margins of -12 and -6, and frozen batch norms and dropouts in training
@@ -71,8 +82,9 @@ class PEBAL(ClosedSetSegmenter):
         optimisation: Optimisation | None = None,
     ) -> None:
         super().__init__(
-            classes, net, in_channels, classes + 1, segmenter, blur, calibration, build(optimisation, Optimisation) or Optimisation(1e-3)
+            classes, net, in_channels, classes, segmenter, blur, calibration, build(optimisation, Optimisation) or Optimisation(1e-3)
         )
+        widen_head(self.network)
         if trainable not in get_args(Trainable) or score_rule not in get_args(ScoreRule):
             raise ValueError(
                 f"Expected trainable of {get_args(Trainable)}, score_rule of {get_args(ScoreRule)}, but got {trainable!r}, {score_rule!r}."
@@ -83,11 +95,21 @@ class PEBAL(ClosedSetSegmenter):
         self.trainable, self.margins, self.score_rule, self.paper_faithful = trainable, margins, score_rule, paper_faithful
         self.register_buffer("margin", torch.full((2,), torch.nan))
         self.register_buffer("inliers", torch.zeros(3, 2))  # weight, mean and mean square of energy and abstention
+        self._fresh = self._resting = False  # whether training began with fresh weights, and whether the hinge waits for margins
+        self._at = PUBLISHED_MARGINS
 
     def setup(self, stage: str) -> None:
         """Take the segmenter's weights, and freeze what is not trained."""
         super().setup(stage)
         if stage == "fit":
+            take_ready_weights(self, self.network)
+            self._fresh = not bool(self.std.any())
+            if self._fresh:
+                warnings.warn(
+                    "PEBAL starts from fresh weights: it learns the classes and to abstain at once, needs the epochs of both, and shows no "
+                    "mIoU from before. To fine-tune as published, train a Segmenter first and give its checkpoint as segmenter=.",
+                    stacklevel=2,
+                )
             kept = {id(p) for module in self._trained() for p in module.parameters()}
             for parameter in self.network.parameters():
                 parameter.requires_grad_(id(parameter) in kept)
@@ -103,22 +125,37 @@ class PEBAL(ClosedSetSegmenter):
         if bool(self.margin.isnan().any()):
             fixed = PUBLISHED_MARGINS if self.paper_faithful and self.margins is None else self.margins
             if fixed is None and self.recipe.energy:
-                parts = gathered_objects(measured_margins(self._energies()))
-                fixed = cast(tuple[float, float], tuple(sum(part[i] for part in parts) / len(parts) for i in (0, 1)))
-            self.margin = torch.tensor(fixed or PUBLISHED_MARGINS).to(self.margin)
+                fixed = self._measured()  # also of fresh weights: data without outliers is an error now, and not after an epoch
+                self._resting = self._fresh
+            else:
+                require_outliers(self)
+            self._rest_at(fixed or PUBLISHED_MARGINS)
+        else:
+            self._at = (float(self.margin[0]), float(self.margin[1]))
+
+    def _rest_at(self, margins: tuple[float, float]) -> None:
+        self._at = margins
+        if not self._resting:  # else the buffer stays empty, so that a training that is resumed measures them
+            self.margin = torch.tensor(margins).to(self.margin)
+
+    def _measured(self) -> tuple[float, float]:
+        return measured_margins(torch.stack(gathered_objects(energy_sums(self._energies()))).sum(0))
 
     @torch.no_grad()
     def _energies(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Give energy, inliers and outliers of the first batches, by the net as it is."""
         training = self.network.training
         self.network.eval()
-        for batch in islice(training_batches(self), _MARGIN_BATCHES):
+        for batch in islice(training_batches(self), MARGIN_BATCHES):
             label, outlier = self.training_truth(batch)
             yield free_energy(self.logits(batch["image"])[:, : self.classes].float()), label != IGNORE, outlier
         self.network.train(training)
 
     def on_train_epoch_start(self) -> None:
-        """Keep frozen parts in evaluation mode, so that their batch norms and dropouts do not drift."""
+        """Keep frozen parts in evaluation mode, so that their norms and dropouts do not drift; measure margins that were put off."""
+        if self._resting and self.current_epoch:
+            self._resting = False
+            self._rest_at(self._measured())
         if self.trainable != "all" and not self.paper_faithful:
             self.network.eval()
             for module in self._trained():
@@ -129,8 +166,8 @@ class PEBAL(ClosedSetSegmenter):
         label, outlier = self.training_truth(batch)
         logits = self.logits(batch["image"])
         with torch.autocast(logits.device.type, enabled=False):
-            margins = cast(tuple[float, float], tuple(self.margin.tolist()))
-            losses = pebal_losses(logits, label, outlier, margins, self.recipe, bounded=not self.paper_faithful)
+            recipe = replace(self.recipe, energy=0.0) if self._resting else self.recipe
+            losses = pebal_losses(logits, label, outlier, self._at, recipe, bounded=not self.paper_faithful)
             self._observe(logits.detach().float(), label != IGNORE)
         self.log_dict({f"loss_{name}": value.detach() for name, value in losses.items()}, batch_size=len(label))
         total: Tensor = torch.stack(list(losses.values())).sum()
@@ -140,11 +177,11 @@ class PEBAL(ClosedSetSegmenter):
     def _observe(self, logits: Tensor, inlier: Tensor) -> None:
         """Bring the moments of the inliers' energy and abstention up to date."""
         sparse = (..., slice(None, None, 4), slice(None, None, 4))
-        values = torch.stack([part[inlier[sparse]] for part in self._parts(logits[sparse])])
-        if values.shape[1]:
-            new = torch.stack([values.mean(1), values.square().mean(1)])
-            weight = _MOMENTUM if bool(self.inliers[0].any()) else 1.0
-            self.inliers = torch.cat([torch.ones_like(self.inliers[:1]), torch.lerp(self.inliers[1:], new.to(self.inliers), weight)])
+        counted, values = inlier[sparse], torch.stack(self._parts(logits[sparse]))
+        count = counted.sum()
+        mean = torch.where(counted, torch.stack([values, values.square()]), 0.0).sum((2, 3, 4)) / count.clamp_min(1)
+        weight = torch.where(count > 0, torch.where(self.inliers[0] > 0, _MOMENTUM, 1.0), 0.0)
+        self.inliers = torch.cat([(self.inliers[:1] + count).clamp_max(1.0), torch.lerp(self.inliers[1:], mean.to(self.inliers), weight)])
 
     def _parts(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the free energy and the logarithm of the probability to abstain, (B, H, W) each."""

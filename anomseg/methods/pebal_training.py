@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from anomseg.functional.abstention import abstention_loss, energy_penalty
 from anomseg.functional.energy import energy_hinge, energy_smoothness, energy_sparsity, free_energy
+from anomseg.methods.closed_set import ClosedSetSegmenter
 from anomseg.methods.segmenter import class_loss
+from anomseg.methods.training_data import gathered_objects, training_batches
 from anomseg.sample import ANOMALY, IGNORE, NORMAL
 
+MARGIN_BATCHES = 16  # enough to know two means
 PUBLISHED_MARGINS = (-12.0, -6.0)
 """Margins of inliers and outliers that suit a WideResNet38 trained for weeks; the energies of a small net never go that low."""
+
+
+_CURE = "Give the data module a source of outliers, such as OutlierPaste((SyntheticOutliers(),)), or void_as_outliers=True."
 
 
 @dataclass(frozen=True)
@@ -80,15 +87,49 @@ def pebal_losses(
     return losses
 
 
+MAX_ENTROPY = PEBALLoss(abstention=0.0, energy=0.0, uniform=0.5)
+"""Maximised entropy (Chan, Rottmann and Gottschalk, ICCV 2021): cross-entropy, and outliers to the uniform distribution, as means over
+their pixels; the published 0.1 and 0.9 weigh sums, in which outliers are few. Score by `entropy`."""
+
+
 @torch.no_grad()
-def measured_margins(energies: Iterable[tuple[Tensor, Tensor, Tensor]]) -> tuple[float, float]:
-    """Measure where a net's energies lie, and put the margins a little outside of their means.
+def energy_sums(energies: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """Count the inliers and the outliers of batches, and sum their energies and the squares of these.
+
+    Args:
+        energies: energy, inliers and outliers of batches, (B, H, W) each, the latter bool.
+
+    Returns:
+        (2, 3) float64; those of several ranks add up.
+    """
+    total = torch.zeros(2, 3, dtype=torch.float64)
+    for energy, *groups in energies:
+        for row, group in enumerate(groups):
+            values = energy[group].double().cpu()
+            total[row] += torch.stack([torch.tensor(float(values.numel()), dtype=torch.float64), values.sum(), values.square().sum()])
+    return total
+
+
+def require_outliers(method: ClosedSetSegmenter) -> None:
+    """Look for outliers in the first training batches of all ranks.
+
+    Raises:
+        ValueError: there is none, so that nothing could be learnt from them.
+    """
+    batches = islice(training_batches(method), MARGIN_BATCHES)
+    found = sum(gathered_objects(sum(int(method.training_truth(batch)[1].sum()) for batch in batches)))
+    if not found:
+        raise ValueError(f"Expected outliers (mask 1) in the first {MARGIN_BATCHES} training batches, but there are none. {_CURE}")
+
+
+def measured_margins(sums: Tensor) -> tuple[float, float]:
+    """Put the margins a little outside of the mean energies of a net.
 
     With means e of inliers and o of outliers, the margins are e - g and o + g, g being half of the inliers' standard deviation: both
     hinges have something to do, and nothing that the net could reach by shrinking its logits alone.
 
     Args:
-        energies: energy, inliers and outliers of batches, (B, H, W) each, the latter bool.
+        sums: (2, 3) of inliers and outliers, see `energy_sums`.
 
     Returns:
         Margins of inliers and outliers.
@@ -96,17 +137,10 @@ def measured_margins(energies: Iterable[tuple[Tensor, Tensor, Tensor]]) -> tuple
     Raises:
         ValueError: there is no outlier, or no inlier.
     """
-    total = torch.zeros(2, 3, dtype=torch.float64)
-    for energy, *groups in energies:
-        for row, group in enumerate(groups):
-            values = energy[group].double().cpu()
-            total[row] += torch.stack([torch.tensor(float(values.numel()), dtype=torch.float64), values.sum(), values.square().sum()])
-    count, first, second = total.unbind(1)
+    count, first, second = sums.unbind(1)
     if not bool((count > 0).all()):
-        raise ValueError(
-            f"Expected inliers and outliers (mask 1) in the training batches, but counted {int(count[0])} and {int(count[1])} pixels. "
-            "Give the data module a source of outliers, such as OutlierPaste(SyntheticOutliers()), or void_as_outliers=True."
-        )
+        counted = f"{int(count[0])} and {int(count[1])} pixels"
+        raise ValueError(f"Expected inliers and outliers (mask 1) in the training batches, but counted {counted}. {_CURE}")
     mean = first / count
     gap = 0.5 * float((second[0] / count[0] - mean[0].square()).clamp_min(0.0).sqrt())
     low, high = float(mean[0]) - gap, float(mean[1]) + gap

@@ -13,8 +13,8 @@ from anomseg.calibration.base import Calibration
 from anomseg.config import build
 from anomseg.methods.closed_set import ClosedSetSegmenter
 from anomseg.methods.readouts import Entropy, Readout, Statistics
-from anomseg.methods.training_data import gathered_objects, training_batches
-from anomseg.nets.segmentation import SegmentationSpec
+from anomseg.methods.training_data import gathered_objects, normal_pixels, training_batches
+from anomseg.nets.segmentation import SegmentationNet, SegmentationSpec
 from anomseg.optimisation import Optimisation
 from anomseg.sample import IGNORE
 
@@ -54,6 +54,12 @@ class ReadoutSegmenter(ClosedSetSegmenter):
         self.readout: Readout = build(readout) or Entropy()
         self.register_buffer("moments", torch.zeros(3, classes))  # weight, mean and mean square of each class
 
+    def setup(self, stage: str) -> None:
+        """Take the weights of `segmenter`, or the ready ones of the net, before a first fit."""
+        super().setup(stage)
+        if stage == "fit":
+            take_ready_weights(self, self.network)
+
     def read(self, logits: Tensor) -> Tensor:
         """Score by the read-out; see the base class."""
         if not bool(self.moments[0].any()):
@@ -66,17 +72,22 @@ class ReadoutSegmenter(ClosedSetSegmenter):
         return self.readout(logits, Statistics(torch.where(seen, mean, mean[seen].mean()), std))
 
     @torch.no_grad()
-    def observe(self, logits: Tensor, label: Tensor, momentum: float = _MOMENTUM) -> None:
+    def observe(self, logits: Tensor, label: Tensor) -> None:
         """Bring the moments of each class up to date with a batch of logits; void pixels take no part."""
+        sums = self.class_sums(logits, label)
+        weight = torch.where(sums[0] > 0, torch.where(self.moments[0] > 0, _MOMENTUM, 1.0), 0.0)
+        moved = torch.lerp(self.moments[1:], (sums[1:] / sums[0].clamp_min(1)).to(self.moments), weight)
+        self.moments = torch.cat([(self.moments[:1] + sums[0]).clamp_max(1.0), moved])
+
+    def class_sums(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Count the pixels predicted as each class, and sum their largest logits and the squares of these: (3, K)."""
         top, predicted = logits[:, : self.classes, ::_STEP, ::_STEP].detach().float().max(1)
         counted = label[:, ::_STEP, ::_STEP] != IGNORE
-        chosen, values = predicted[counted], top[counted]
-        count = torch.bincount(chosen, minlength=self.classes)
-        sums = torch.stack([torch.bincount(chosen, w, minlength=self.classes) for w in (values, values.square())])
-        mean = sums / count.clamp_min(1)
-        weight = torch.where(count > 0, torch.where(self.moments[0] > 0, momentum, 1.0), 0.0)
-        moved = torch.lerp(self.moments[1:], mean.to(self.moments), weight)
-        self.moments = torch.cat([(self.moments[:1] + count).clamp_max(1.0), moved])
+        # One product instead of a selection, whose size a GPU would have to tell first.
+        member = ((predicted[..., None] == torch.arange(self.classes, device=top.device)) & counted[..., None]).flatten(0, 2).to(top)
+        values = top.flatten()
+        with torch.autocast(logits.device.type, enabled=False):
+            return torch.stack([torch.ones_like(values), values, values.square()]) @ member
 
 
 class Segmenter(ReadoutSegmenter):
@@ -157,15 +168,27 @@ def class_loss(logits: Tensor, label: Tensor, weights: Tensor | None = None) -> 
     return cost.sum() / scale.sum().clamp_min(1e-6)
 
 
-class SegmentationReadout(ReadoutSegmenter):
-    """Score by a read-out of a segmenter that is trained already: fitting only calibrates, and takes the moments that a read-out needs.
+def take_ready_weights(method: ClosedSetSegmenter, net: SegmentationNet) -> None:
+    """Take the ready weights that the description of a net names, with the bands that they expect, where a method has none yet."""
+    if not bool(method.std.any()) and (bands := method.net.ready(net)) is not None:
+        if (method.in_channels,) != bands[0].shape or bands[0].shape != bands[1].shape:
+            raise ValueError(
+                f"Expected ready weights for in_channels={method.in_channels} bands, but they come with statistics of {len(bands[0])} and "
+                f"{len(bands[1])}. Set in_channels to what the net was trained on."
+            )
+        method.mean, method.std = (value.to(method.mean) for value in bands)
 
-    For logits of a net of your own, call the read-out itself: ``MSP()(logits)``.
+
+class SegmentationReadout(ReadoutSegmenter):
+    """Score by a read-out of a net that is trained already: fitting only calibrates, and takes the moments that a read-out needs.
+
+    The net is that of a `Segmenter` checkpoint, of a published one (`WideResNet38(checkpoint=...)`), or any module of your own
+    (`TrainedModule(module)`). For single logits call the read-out itself: ``MSP()(logits)``.
 
     Args:
-        classes: K, as the segmenter has it.
-        segmenter: its checkpoint; needed to fit, and no more afterwards.
-        net: as the segmenter has it.
+        classes: K, as the net has it.
+        segmenter: checkpoint of a trained `Segmenter`; needed to fit, and no more afterwards. None where `net` has ready weights.
+        net: as the segmenter has it, or with ready weights.
         in_channels: bands of the image.
         readout: what makes the score; `Entropy()` by default.
         blur: see `Segmenter`.
@@ -190,26 +213,29 @@ class SegmentationReadout(ReadoutSegmenter):
         super().__init__(classes, net, in_channels, readout, segmenter, blur, calibration, None)
 
     def setup(self, stage: str) -> None:
-        """Take the weights of the segmenter.
+        """Take the weights of the segmenter, and freeze them.
 
         Raises:
             ValueError: there is none to take.
         """
         super().setup(stage)
+        self.network.requires_grad_(False)
         if stage == "fit" and not bool(self.std.any()):
-            raise ValueError("Expected the checkpoint of a trained segmenter, but got none. Give segmenter=, or train with Segmenter.")
+            raise ValueError(
+                "Expected the checkpoint of a trained segmenter, but got none. Give segmenter=, a net with ready weights such as "
+                "TrainedModule(module), or train with Segmenter."
+            )
 
     @torch.no_grad()
     def on_train_start(self) -> None:
         """Take the moments of the logits over the training images."""
         self.eval()
-        total = 0.0
+        total = torch.zeros(3, self.classes, dtype=torch.float64)
         for batch in training_batches(self):
-            label, _ = self.training_truth(batch)
-            total += 1.0
-            self.observe(self.logits(batch["image"]), label, 1 / total)
-
-    def configure_optimizers(self) -> Any:
-        """Step nothing but the clock."""
-        self.network.requires_grad_(False)
-        return super().configure_optimizers()
+            known = (
+                batch["label"] if "label" in batch else torch.where(normal_pixels(batch), 0, IGNORE)
+            )  # a read-out can do without classes
+            label, _ = self.training_truth({**batch, "label": known})
+            total += self.class_sums(self.logits(batch["image"]), label).double().cpu()
+        total = torch.stack(gathered_objects(total)).sum(0)
+        self.moments = torch.cat([total[:1].clamp_max(1.0), total[1:] / total[0].clamp_min(1)]).to(self.moments)

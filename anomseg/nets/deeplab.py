@@ -50,7 +50,7 @@ class DeepLabV3Plus(SegmentationSpec):
 
     Attributes:
         trunk: name of an encoder of timm that gives a pyramid of features.
-        pretrained: download the encoder's published weights.
+        pretrained: begin with the encoder's published weights, which are downloaded before a first fit and not again.
         output_stride: 8, 16 or 32, pixels of the image along one of the coarsest features; encoders that cannot be dilated take 32 alone.
         reduction: channels of the pyramid and the decoder.
         fine: channels of the skip from the features at a quarter of the resolution.
@@ -79,6 +79,12 @@ class DeepLabV3Plus(SegmentationSpec):
             ValueError: timm knows no such encoder, or it gives no features at a quarter of the resolution.
         """
         return DeepLabNet(in_channels, outputs, self)
+
+    def ready(self, net: SegmentationNet) -> tuple[Tensor, Tensor] | None:
+        """Load the encoder's published weights; None, because the decoder is fresh and takes the bands of the training images."""
+        if self.pretrained and isinstance(net, DeepLabNet):
+            net.trunk.load_state_dict(_trunk(next(net.trunk.parameters()).shape[1], self, True).state_dict())
+        return None
 
 
 class DeepLabNet(SegmentationNet):
@@ -118,14 +124,14 @@ class DeepLabNet(SegmentationNet):
         return cast(Tensor, self.final(torch.cat([fine, coarse], 1)))
 
 
-def _trunk(in_channels: int, spec: DeepLabV3Plus) -> Any:
+def _trunk(in_channels: int, spec: DeepLabV3Plus, pretrained: bool = False) -> Any:
     try:
         import timm
     except ImportError as error:
         raise MissingDependencyError(f"Expected timm for the encoder '{spec.trunk}', but it is missing: pip install timm.") from error
     options: dict[str, Any] = {} if spec.output_stride == 32 else {"output_stride": spec.output_stride}
     try:
-        return timm.create_model(spec.trunk, pretrained=spec.pretrained, features_only=True, in_chans=in_channels, **options)
+        return timm.create_model(spec.trunk, pretrained=pretrained, features_only=True, in_chans=in_channels, **options)
     except (RuntimeError, TypeError, NotImplementedError, AssertionError) as error:
         raise ValueError(
             f"Expected an encoder of timm that gives features at output_stride={spec.output_stride}, but '{spec.trunk}' does not: {error}. "

@@ -32,6 +32,10 @@ class SegmentationNet(nn.Module, ABC):
     def decoder(self) -> Sequence[nn.Module]:
         """Give the modules between encoder and head."""
 
+    def replace_head(self, layer: nn.Conv2d) -> None:
+        """Put another layer in the place of the head; nets whose head is a property must say where (torch passes setters by)."""
+        self.head = layer
+
     def decide(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """Compute logits (B, K, H, W) of an image of a size from its features."""
         return F.interpolate(self.head(features), size, mode="bilinear", align_corners=False)
@@ -47,6 +51,14 @@ class SegmentationSpec(ABC):
     @abstractmethod
     def build(self, in_channels: int, outputs: int) -> SegmentationNet:
         """Build the net with fresh weights, drawn from torch's global generator."""
+
+    def ready(self, net: SegmentationNet) -> tuple[Tensor, Tensor] | None:
+        """Load the ready weights that a description names into a net that it built, before a first fit; checkpoints hold them later.
+
+        Returns:
+            Mean and standard deviation (C,) of the bands that the weights expect; None where there are no ready weights, as here.
+        """
+        return None
 
 
 @torch.no_grad()
@@ -69,7 +81,7 @@ def widen_head(net: SegmentationNet, rows: int = 1) -> None:
     if new.bias is not None and old.bias is not None:
         new.bias.zero_()
         new.bias[: old.out_channels] = old.bias
-    net.head = new
+    net.replace_head(new)
 
 
 @dataclass(frozen=True)
@@ -114,7 +126,8 @@ class CompactNet(SegmentationNet):
         )
         self.context = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(widths[-1], widths[-1], 1), nn.ReLU())
         self.lateral = nn.ModuleList(nn.Conv2d(o, widths[0] * 2, 1) for o in widths)
-        self.refine = nn.ModuleList(ResidualUnit(widths[0] * 2, spec.norm) for _ in widths)
+        # At the finest level convolutions would cost as much as all of the others together, and the head sees its skip anyway.
+        self.refine = nn.ModuleList([nn.ReLU(), *(ResidualUnit(widths[0] * 2, spec.norm) for _ in widths[1:])])
         self.head = nn.Conv2d(widths[0] * 2, outputs, 1)
 
     @property

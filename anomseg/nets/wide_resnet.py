@@ -33,6 +33,10 @@ _STAGES = (
 )
 
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
 def _activated(channels: int) -> nn.Sequential:
     return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
 
@@ -90,7 +94,7 @@ class WideResNet38(SegmentationSpec):
 
     Attributes:
         divisor: divides all inner channels, for small experiments; 1 is the published net of 137 million parameters.
-        checkpoint: file of a published checkpoint; its weights are loaded when the net is built. None for fresh weights.
+        checkpoint: file of a published checkpoint; its weights are loaded before a first fit. None for fresh weights.
     """
 
     divisor: int = 1
@@ -102,10 +106,22 @@ class WideResNet38(SegmentationSpec):
 
     def build(self, in_channels: int, outputs: int) -> WideResNetNet:
         """Build the net; see the base class."""
-        net = WideResNetNet(in_channels, outputs, self.divisor)
-        if self.checkpoint is not None:
-            load_published(net, self.checkpoint)
-        return net
+        return WideResNetNet(in_channels, outputs, self.divisor)
+
+    def ready(self, net: SegmentationNet) -> tuple[Tensor, Tensor] | None:
+        """Load the published weights; they expect the mean and deviation of ImageNet on images in [0, 1].
+
+        Raises:
+            TypeError: another net was given.
+            FileNotFoundError: there is no such file.
+            CheckpointError: it does not fit.
+        """
+        if self.checkpoint is None:
+            return None
+        if not isinstance(net, WideResNetNet):
+            raise TypeError(f"Expected a net that WideResNet38 built, but got {type(net).__name__}.")
+        load_published(net, self.checkpoint)
+        return torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
 
 
 class WideResNetNet(SegmentationNet):
@@ -146,14 +162,14 @@ class WideResNetNet(SegmentationNet):
                 nn.init.kaiming_normal_(layer.weight)
 
     @property
-    def head(self) -> nn.Conv2d:
+    def head(self) -> nn.Conv2d:  # type: ignore[override]
         """Give the last layer."""
         layer = self.final[6]
         assert isinstance(layer, nn.Conv2d)
         return layer
 
-    @head.setter
-    def head(self, layer: nn.Conv2d) -> None:
+    def replace_head(self, layer: nn.Conv2d) -> None:
+        """Put a layer in the place of `final.6`."""
         self.final[6] = layer
 
     @property

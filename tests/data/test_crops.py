@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -147,3 +148,33 @@ def test_crop_dataset__cuts_pairs_and_pads_them():
     column = sample["window"][1]
     assert torch.equal(sample["image"][..., :6, :], pair.image[..., column : column + 8])
     assert bool(torch.isnan(sample["image"][..., 6:, :]).all())
+
+
+def labelled_scene():
+    scene = make_scene(0)
+    label = (scene.image[0] % 11).long()
+    return replace(scene, label=label.masked_fill(scene.mask == 1, 255))
+
+
+def test_crop_dataset__lets_labels_travel_with_crop_augmentation_and_padding():
+    for side in (10, 40):
+        dataset = CropDataset(SceneDataset([labelled_scene], sizes=SIZES[:1]), side, augment=FlipRotate())
+        for epoch in range(8):
+            sample = dataset[Visit(epoch, 0)]
+            values, label = sample["image"][0], sample["label"]
+            inside = torch.isfinite(values)
+            known = inside & (sample["mask"] == 0)
+            assert torch.equal(label[known], (values[known] % 11).long())
+            assert bool((label[~known] == 255).all())
+            assert label.dtype == torch.int64
+            assert int((~inside).sum()) == (0 if side == 10 else 40 * 40 - 20 * 30)
+
+
+def test_crop_dataset__finishes_with_the_last_step():
+    def finish(sample, generator):
+        return {**sample, "mask": sample["mask"] * 0 + int(torch.randint(2, (), generator=generator))}
+
+    dataset = crops(finish=finish)
+    drawn = [int(dataset[Visit(epoch, 0)]["mask"][0, 0]) for epoch in range(16)]
+    assert set(drawn) == {0, 1}
+    assert drawn == [int(dataset[Visit(epoch, 0)]["mask"][0, 0]) for epoch in range(16)]

@@ -14,6 +14,8 @@ def test_scene__knows_its_size():
         ({"image": torch.rand(4, 5)}, r"\(C, H, W\)"),
         ({"image": torch.rand(3, 4, 5), "mask": torch.zeros(5, 4).long()}, "another scene"),
         ({"image": torch.rand(3, 4, 5), "mask": torch.full((4, 5), 3)}, "0 \\(normal\\)"),
+        ({"image": torch.rand(3, 4, 5), "label": torch.zeros(5, 4).long()}, r"labels of shape \(4, 5\)"),
+        ({"image": torch.rand(3, 4, 5), "label": torch.zeros(4, 5)}, "integer labels"),
         ({"image": torch.rand(3, 4, 5), "wavelength": (1.0,)}, "3 wavelengths"),
     ],
 )

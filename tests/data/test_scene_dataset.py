@@ -215,3 +215,15 @@ def test_scene_dataset__gives_the_truth_that_counts():
         [lambda: Scene("s", torch.zeros(1, 6, 8), mask)], mask_rule=lambda truth, size: truth.clone().fill_diagonal_(255)
     )
     assert torch.equal(dataset.truth_of(0), mask.clone().fill_diagonal_(255))
+
+
+def test_scene_dataset__cuts_labels_with_the_image_where_a_scene_has_them():
+    label = torch.arange(600).view(30, 20) % 7
+    dataset = SceneDataset([lambda: replace(make_scene(), label=label.clone())], tile=10)
+    label[3, 4] = 255  # no data there
+    for index, (_, (row, column, height, width)) in enumerate(dataset.windows):
+        sample = dataset[index]
+        assert torch.equal(sample["label"], label[row : row + height, column : column + width])
+        assert sample["label"].dtype == torch.int64
+    check_sample(collate([dataset[0], dataset[1]]))
+    assert "label" not in SceneDataset([make_scene])[0]

@@ -1,12 +1,16 @@
+import copy
+
 import pytest
 import torch
 
 from anomseg.checkpoint import load
 from anomseg.functional.energy import free_energy
 from anomseg.methods.pebal import PEBAL
-from anomseg.methods.pebal_training import PUBLISHED_MARGINS, PEBALLoss
+from anomseg.methods.pebal_training import MAX_ENTROPY, PUBLISHED_MARGINS, PEBALLoss
 from anomseg.methods.segmenter import Segmenter
 from anomseg.nets.segmentation import CompactSegmenter
+from anomseg.nets.segmentation_module import TrainedModule
+from anomseg.nets.wide_resnet import WideResNet38
 from anomseg.optimisation import Optimisation
 from tests.methods.driving import loader, trainer
 
@@ -28,7 +32,7 @@ def segmenter(tmp_path_factory):
 def test_pebal__finds_outliers_and_keeps_the_classes(segmenter, tmp_path, score_rule):
     torch.manual_seed(0)
     path, before = segmenter
-    method, loop = PEBAL(3, NET, segmenter=path, score_rule=score_rule, optimisation=STEPS), trainer(tmp_path, 4)
+    method, loop = PEBAL(3, NET, segmenter=path, score_rule=score_rule, optimisation=STEPS), trainer(tmp_path, 6)
     loop.fit(method, loader(count=16), loader(seed=1))
     after = loop.test(method, loader(seed=2), verbose=False)[0]
     assert after["test_ap"] > max(before["test_ap"], 0.7)
@@ -93,6 +97,58 @@ def test_margins__are_measured_given_or_published(segmenter, tmp_path):
     assert -30 < found["measured"][0] < found["measured"][1] < 5
 
 
+def test_fresh_weights__warn_and_put_the_margins_off_by_an_epoch(tmp_path):
+    found = []
+    for epochs in (1, 2):
+        torch.manual_seed(0)
+        method = PEBAL(3, NET, optimisation=STEPS)
+        with pytest.warns(UserWarning, match="starts from fresh weights"):
+            trainer(tmp_path / str(epochs), epochs).fit(method, loader(), loader(seed=1))
+        found.append(method.margin)
+    assert found[0].isnan().all()
+    assert found[1][0] < -1.5  # the energy of fresh logits is about -ln 3
+
+
+def test_pebal__starts_from_ready_weights_of_other_origin(tmp_path):
+    published = WideResNet38(16, str(tmp_path / "published.pth"))
+    donor = published.build(3, 3).eval()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in donor.state_dict().items()}}, tmp_path / "published.pth")
+    own = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 3, 1))
+    image = next(iter(loader()))["image"]
+    for spec, given in ((published, donor), (TrainedModule(own, head="2"), copy.deepcopy(own))):
+        method = PEBAL(3, spec, optimisation=STEPS)
+        method.setup("fit")
+        bands = (image - method.mean[:, None, None]) / method.std[:, None, None]
+        with torch.no_grad():
+            logits = method.eval().logits(image)
+            torch.testing.assert_close(logits[:, :3], given(bands))
+        assert logits.shape[1] == 4
+        trainer(tmp_path, enable_checkpointing=False).fit(method.train(), loader(count=4), loader(seed=1, count=4))
+        assert not method.margin.isnan().any()
+
+
+def test_max_entropy__needs_neither_abstention_nor_energy(segmenter, tmp_path):
+    torch.manual_seed(0)
+    path, before = segmenter
+    method = PEBAL(3, NET, segmenter=path, recipe=MAX_ENTROPY, score_rule="entropy", optimisation=STEPS)
+    loop = trainer(tmp_path, 6)
+    loop.fit(method, loader(count=16), loader(seed=1))
+    after = loop.test(method, loader(seed=2), verbose=False)[0]
+    assert after["test_ap"] > max(before["test_ap"], 0.7)
+
+
+def test_pebal__trains_in_half_precision_with_losses_in_full(segmenter, tmp_path):
+    method, loop = PEBAL(3, NET, segmenter=segmenter[0], optimisation=STEPS), trainer(tmp_path, 2, precision="bf16-mixed")
+    loop.fit(method, loader(count=16), loader(seed=1))
+    assert all(torch.isfinite(p).all() for p in method.parameters())
+    assert method.inliers.dtype == torch.float32
+    batch = next(iter(loader()))
+    method.log_dict = lambda *_, **__: None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert method.logits(batch["image"]).dtype == torch.bfloat16
+        assert method.training_step(batch, 0).dtype == torch.float32
+
+
 def test_training__takes_single_frames_and_ones_without_inliers(tmp_path):
     method = PEBAL(3, NET, optimisation=STEPS)
     trainer(tmp_path).fit(method, loader(batch_size=1, count=2), loader(seed=1, batch_size=1, count=2))
@@ -107,6 +163,8 @@ def test_training__takes_single_frames_and_ones_without_inliers(tmp_path):
 def test_pebal__says_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match=r"SyntheticOutliers\(\)"):
         trainer(tmp_path).fit(PEBAL(3, NET), loader(outliers=False), loader(seed=1))
+    with pytest.raises(ValueError, match=r"SyntheticOutliers\(\)"):
+        trainer(tmp_path).fit(PEBAL(3, NET, margins=(-3.0, -1.0)), loader(outliers=False), loader(seed=1))
     for options in ({"trainable": "x"}, {"score_rule": "x"}, {"margins": (1.0, 0.0)}):
         with pytest.raises(ValueError, match="Expected"):
             PEBAL(3, NET, **options)

@@ -3,7 +3,7 @@ import torch
 
 from anomseg.functional.abstention import abstention_loss, energy_penalty
 from anomseg.functional.energy import energy_hinge, energy_smoothness, free_energy
-from anomseg.methods.pebal_training import PEBALLoss, measured_margins, pebal_losses
+from anomseg.methods.pebal_training import PEBALLoss, energy_sums, measured_margins, pebal_losses
 from anomseg.methods.segmenter import class_loss
 
 MARGINS = (-4.0, -2.0)
@@ -72,8 +72,11 @@ def test_measured_margins__lie_outside_of_the_means():
     g = torch.Generator().manual_seed(0)
     outlier = torch.rand(3, 2, 20, 20, generator=g) < 0.2
     energy = torch.where(outlier, -3.0, -6.0) + torch.randn(3, 2, 20, 20, generator=g)
-    low, high = measured_margins((e, ~o, o) for e, o in zip(energy, outlier, strict=True))
+    sums = energy_sums((e, ~o, o) for e, o in zip(energy, outlier, strict=True))
+    parts = [energy_sums([(e, ~o, o)]) for e, o in zip(energy, outlier, strict=True)]
+    torch.testing.assert_close(torch.stack(parts).sum(0), sums)
+    low, high = measured_margins(sums)
     assert low == pytest.approx(float(energy[~outlier].mean() - 0.5 * energy[~outlier].std(correction=0)), abs=1e-5)
     assert high == pytest.approx(float(energy[outlier].mean() + 0.5 * energy[~outlier].std(correction=0)), abs=1e-5)
     with pytest.raises(ValueError, match=r"SyntheticOutliers\(\)"):
-        measured_margins([(energy[0], ~outlier[0], torch.zeros_like(outlier[0]))])
+        measured_margins(energy_sums([(energy[0], ~outlier[0], torch.zeros_like(outlier[0]))]))

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from anomseg.errors import CheckpointError
+from anomseg.nets.segmentation import CompactSegmenter, widen_head
 from anomseg.nets.wide_resnet import WideResNet38, WideResNetNet, load_published
 
 
@@ -45,7 +46,30 @@ def test_load_published__fills_every_layer_and_keeps_further_rows(tmp_path, outp
     for name, value in net.state_dict().items():
         assert torch.equal(value[:5] if name == "final.6.weight" else value, weights[f"module.{name}"])
     assert torch.equal(net.head.weight[5:], last)
-    assert torch.equal(WideResNet38(16, str(path)).build(3, 5).bot_fine.weight, weights["module.bot_fine.weight"])
+
+
+def test_ready__loads_the_published_weights_with_the_bands_that_they_expect(tmp_path):
+    path, weights = published(WideResNetNet(3, 5, 16), tmp_path)
+    spec = WideResNet38(16, str(path))
+    net = spec.build(3, 5)
+    assert not torch.equal(net.bot_fine.weight, weights["module.bot_fine.weight"])
+    mean, std = spec.ready(net)
+    assert torch.equal(net.bot_fine.weight, weights["module.bot_fine.weight"])
+    assert mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert std.shape == (3,)
+    assert WideResNet38(16).ready(net) is None
+    with pytest.raises(TypeError, match="WideResNet38 built"):
+        spec.ready(CompactSegmenter(8).build(3, 5))
+
+
+def test_widen_head__replaces_the_layer_of_the_published_name():
+    net = WideResNetNet(3, 5, 16).eval()
+    image = torch.rand(1, 3, 32, 32)
+    before, names = net(image), list(net.state_dict())
+    widen_head(net)
+    assert list(net.state_dict()) == names
+    assert net.final[6].out_channels == 6
+    torch.testing.assert_close(net(image)[:, :5], before)
 
 
 def test_load_published__changes_nothing_where_the_file_does_not_fit(tmp_path):

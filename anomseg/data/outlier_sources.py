@@ -1,0 +1,299 @@
+"""Where outliers come from that are pasted into frames: cut-outs, annotated images, textures, or nothing but a seed.
+
+A source must not hold objects of a known class: a pasted car that counts as an outlier teaches the net to doubt cars.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from anomseg.data.picture_io import rasterised, read_picture
+from anomseg.data.raster_io import read_mask_bands
+from anomseg.errors import SceneFormatError, SceneNotFoundError
+from anomseg.sample import IGNORE
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+DRIVING_CATEGORIES = ("person", "bicycle", "car", "motorcycle", "bus", "train", "truck", "traffic light", "stop sign")
+"""Categories of COCO that are known classes of driving scenes."""
+_DRAWS = 8
+_MASKS = 64  # read until one of them shows an object
+_LEAST_TEXTURE = 0.02  # standard deviation in [0, 1]
+
+
+class OutlierSource(ABC):
+    """Give objects, one at a time."""
+
+    @abstractmethod
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Draw an object: (4, h, w) float32, red, green, blue and alpha, each in [0, 1]; alpha is 1 inside of the object."""
+
+
+@dataclass(frozen=True)
+class RGBACutouts(OutlierSource):
+    """Take PNG files with an alpha channel.
+
+    Attributes:
+        folder: holds the files.
+        index: name of a table in the folder with the columns `name` and `known_driving_class`; rows of known classes (1) are left out.
+            None takes all files.
+        part: all of them, or those that `train`, `val` or `test`: every `every`-th by name tests.
+        every: at least 2.
+        val_every: every so many of those that do not test validate, and do not train; at least 2. None validates with those that train.
+    """
+
+    folder: str
+    index: str | None = None
+    part: Literal["all", "train", "val", "test"] = "all"
+    every: int = 4
+    val_every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.part not in ("all", "train", "val", "test") or self.every < 2 or (self.val_every is not None and self.val_every < 2):
+            raise ValueError(
+                f"Expected part 'all', 'train', 'val' or 'test', every >= 2 and val_every >= 2 or None, but got {self.part!r}, "
+                f"{self.every} and {self.val_every}."
+            )
+
+    def files(self) -> tuple[Path, ...]:
+        """List the files, sorted by name.
+
+        Raises:
+            SceneNotFoundError: the folder, the table or one of its files is missing, or nothing is left.
+        """
+        return _cutouts(self)
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Draw a cut-out; see the base class.
+
+        Raises:
+            SceneFormatError: a file has no alpha channel.
+        """
+        files = self.files()
+        return _rgba(files[int(torch.randint(len(files), (), generator=generator))])
+
+
+@cache
+def _cutouts(source: RGBACutouts) -> tuple[Path, ...]:
+    folder = Path(source.folder)
+    if not folder.is_dir():
+        raise SceneNotFoundError(f"Expected a folder of cut-outs at '{folder}', but there is none. Correct folder=, or use another source.")
+    if source.index is None:
+        files = sorted(folder.glob("*.png"))
+    else:
+        with (folder / source.index).open(newline="") as table:
+            rows = list(csv.DictReader(table))
+        files = sorted(folder / f"{row['name']}.png" for row in rows if row["known_driving_class"] == "0")
+    if source.part != "all":
+        files = [path for number, path in enumerate(files) if (number % source.every == 0) == (source.part == "test")]
+    if source.val_every is not None and source.part in ("train", "val"):
+        files = [path for number, path in enumerate(files) if (number % source.val_every == 0) == (source.part == "val")]
+    lacking = [str(path) for path in files if not path.is_file()]
+    if lacking or not files:
+        raise SceneNotFoundError(f"Expected cut-outs (.png with alpha) in '{folder}', but {lacking[:4] or 'all of them'} are missing.")
+    return tuple(files)
+
+
+@lru_cache(maxsize=1024)
+def _rgba(path: Path) -> Tensor:
+    picture = read_picture(path)
+    if len(picture) not in (2, 4):
+        raise SceneFormatError(
+            f"Expected a cut-out with an alpha channel in '{path}', but got {len(picture)} bands. Cut the object out, or use TextureCrops."
+        )
+    colour, alpha = picture[:-1].expand(3, -1, -1), picture[-1:]
+    inside = (alpha[0] > 0.5).nonzero()
+    if not len(inside):
+        raise SceneFormatError(f"Expected a visible object in '{path}', but alpha is 0 everywhere.")
+    (top, left), (bottom, right) = inside.amin(0).tolist(), inside.amax(0).tolist()
+    return torch.cat([colour, alpha])[:, top : bottom + 1, left : right + 1]
+
+
+@dataclass(frozen=True)
+class MaskedObjects(OutlierSource):
+    """Take annotated objects of images, as of COCO, leaving out images that show a known class.
+
+    Attributes:
+        images: folder of the images.
+        annotations: JSON file with `images`, `annotations` (polygons) and `categories`, as COCO writes it; or a folder of masks, named as
+            their images, in which 0 and 255 are background and all pixels of another id are one object.
+        exclude: names of categories, or ids of masks; images that show one are not used at all, since other parts of it may be in the
+            background.
+        least: smallest area of an object in pixels.
+    """
+
+    images: str
+    annotations: str
+    exclude: tuple[str | int, ...] = DRIVING_CATEGORIES
+    least: int = 400
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Draw an object; see the base class.
+
+        Raises:
+            SceneNotFoundError: the annotations are missing, or no object is left.
+        """
+        if Path(self.annotations).is_dir():
+            return self._of_mask(generator)
+        objects = _annotated(self)
+        name, polygons = objects[int(torch.randint(len(objects), (), generator=generator))]
+        picture = read_picture(Path(self.images) / name)
+        colour = picture[:3].expand(3, -1, -1)
+        return _cut_out(colour, rasterised(polygons, (colour.shape[-2], colour.shape[-1])))
+
+    def _of_mask(self, generator: torch.Generator) -> Tensor:
+        """Draw an object of an id mask; masks that show nothing of use are drawn again."""
+        masks = _masks(self)
+        for index in torch.randperm(len(masks), generator=generator)[:_MASKS].tolist():
+            ids = torch.from_numpy(read_mask_bands(masks[index][1])[0][0].astype("int64"))
+            count = torch.bincount(ids.flatten(), minlength=IGNORE + 1)
+            if any(int(count[number]) for number in self.exclude if isinstance(number, int) and number < len(count)):
+                continue
+            count[0], count[IGNORE] = 0, 0
+            usable = (count >= self.least).nonzero()[:, 0]
+            if len(usable):
+                chosen = usable[int(torch.randint(len(usable), (), generator=generator))]
+                return _cut_out(read_picture(masks[index][0])[:3].expand(3, -1, -1), ids == chosen)
+        raise SceneNotFoundError(
+            f"Expected objects of {self.least} pixels in the masks of '{self.annotations}' without the ids {self.exclude}, but "
+            f"{min(_MASKS, len(masks))} of them show none. Correct exclude= or least=."
+        )
+
+
+def _cut_out(colour: Tensor, inside: Tensor) -> Tensor:
+    """Give (4, h, w) of the box around the object that (H, W) bool marks."""
+    (top, left), (bottom, right) = inside.nonzero().amin(0).tolist(), inside.nonzero().amax(0).tolist()
+    return torch.cat([colour, inside[None].float()])[:, top : bottom + 1, left : right + 1]
+
+
+@cache
+def _masks(source: MaskedObjects) -> tuple[tuple[Path, Path], ...]:
+    images = {path.stem: path for path in sorted(Path(source.images).iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    found = tuple((images[path.stem], path) for path in sorted(Path(source.annotations).glob("*.png")) if path.stem in images)
+    if not found:
+        raise SceneNotFoundError(
+            f"Expected masks (.png) in '{source.annotations}' named as the images of '{source.images}', but found none."
+        )
+    return found
+
+
+@cache
+def _annotated(source: MaskedObjects) -> tuple[tuple[str, list[list[float]]], ...]:
+    path = Path(source.annotations)
+    if not path.is_file():
+        raise SceneNotFoundError(f"Expected annotations at '{path}', but there is no such file. Give a JSON file as COCO writes it.")
+    content: dict[str, Any] = json.loads(path.read_text())
+    known = {c["id"] for c in content["categories"] if c["name"] in source.exclude}
+    spoilt = {a["image_id"] for a in content["annotations"] if a["category_id"] in known}
+    names = {i["id"]: i["file_name"] for i in content["images"] if i["id"] not in spoilt}
+    found = tuple(
+        (names[a["image_id"]], a["segmentation"])
+        for a in content["annotations"]
+        if a["image_id"] in names and isinstance(a["segmentation"], list) and a.get("area", source.least) >= source.least
+    )
+    if not found:
+        raise SceneNotFoundError(
+            f"Expected objects in '{path}' from images without {source.exclude}, of {source.least} pixels at least, but there is none."
+        )
+    return found
+
+
+def blob(generator: torch.Generator, side: int = 64) -> Tensor:
+    """Draw a smooth random shape: (side, side) float32 in {0, 1}, one connected piece or a few, cropped by nothing."""
+    coarse = torch.randn(1, 1, 6, 6, generator=generator)
+    field = F.interpolate(coarse, (side, side), mode="bicubic", align_corners=False)[0, 0]
+    axis = torch.linspace(-1, 1, side)
+    field = field + 1.2 - 2.4 * (axis[:, None].square() + axis.square())
+    return (field > 0).float()
+
+
+@dataclass(frozen=True)
+class TextureCrops(OutlierSource):
+    """Fill smooth random shapes with crops of images, whatever these show; choose images that show no known class.
+
+    Crops without texture, such as sky, are drawn again; label files among the images would teach black and white shapes, so name the
+    folder of the images alone. The latest 64 images stay in memory.
+
+    Attributes:
+        folder: holds the images, at any depth.
+        side: of a crop in pixels, at least 8.
+    """
+
+    folder: str
+    side: int = 96
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Draw a shape; see the base class.
+
+        Raises:
+            SceneNotFoundError: the folder holds no image.
+        """
+        files = _pictures(self.folder)
+        for _ in range(_DRAWS):
+            picture = _texture(files[int(torch.randint(len(files), (), generator=generator))])
+            side = min(self.side, *picture.shape[-2:])
+            top, left = (int(torch.randint(length - side + 1, (), generator=generator)) for length in picture.shape[-2:])
+            crop = picture[:, top : top + side, left : left + side]
+            if float(crop.std()) > _LEAST_TEXTURE:
+                break
+        return torch.cat([crop, blob(generator, side)[None]])
+
+
+@cache
+def _pictures(folder: str) -> tuple[Path, ...]:
+    files = tuple(sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES))
+    if not files:
+        raise SceneNotFoundError(f"Expected images of textures in '{folder}', but found none. Correct folder=, or use SyntheticOutliers().")
+    return files
+
+
+@lru_cache(maxsize=64)
+def _texture(path: Path) -> Tensor:
+    return read_picture(path)[:3].expand(3, -1, -1)
+
+
+@dataclass(frozen=True)
+class SyntheticOutliers(OutlierSource):
+    """Draw smooth random shapes of two colours in stripes, checks, spots or noise: needs no files.
+
+    Attributes:
+        side: of a shape in pixels, at least 8.
+    """
+
+    side: int = 64
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Draw a shape; see the base class."""
+        first, second = torch.rand(2, 3, 1, 1, generator=generator)
+        kind, turn = int(torch.randint(4, (), generator=generator)), float(torch.rand((), generator=generator)) * 3.1416
+        period = 3 + 12 * float(torch.rand((), generator=generator))
+        axis = torch.arange(self.side, dtype=torch.float32)
+        along = axis[:, None] * torch.cos(torch.tensor(turn)) + axis * torch.sin(torch.tensor(turn))
+        across = axis * torch.cos(torch.tensor(turn)) - axis[:, None] * torch.sin(torch.tensor(turn))
+        waves = torch.sin(6.2832 * along / period), torch.sin(6.2832 * across / period)
+        grain = F.avg_pool2d(torch.randn(1, 1, self.side, self.side, generator=generator), 3, 1, 1)[0, 0] * 2
+        share = torch.sigmoid(4 * (waves[0], waves[0] * waves[1], waves[0] + waves[1] - 1, grain)[kind])
+        return torch.cat([torch.lerp(first, second, share).clamp(0, 1), blob(generator, self.side)[None]])
+
+
+def check_sources(sources: Sequence[OutlierSource]) -> None:
+    """Check that there is a source.
+
+    Raises:
+        ValueError: there is none; the message says how to give one.
+    """
+    if not sources:
+        raise ValueError(
+            "Expected a source of outliers, but got none. Give RGBACutouts(folder), MaskedObjects(images, annotations) or "
+            "TextureCrops(folder), or SyntheticOutliers(), which needs no files."
+        )

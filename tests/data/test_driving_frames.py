@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomseg.data.class_rule import ClassAsNormal
+from anomseg.data.driving_frames import DrivingFrame, DrivingTruth, PastedFrame
+from anomseg.data.driving_layouts import CAMVID, DRIVING_LAYOUTS
+from anomseg.data.image_parts import unlabelled_images
+from anomseg.data.outlier_paste import OutlierPaste
+from anomseg.data.outlier_sources import SyntheticOutliers
+from anomseg.errors import SceneFormatError
+
+CAMVID_LAYOUT = DRIVING_LAYOUTS["camvid"]
+IDS = torch.tensor([[0, 3, 9], [10, 11, -1]])
+
+
+def save(root, size=(20, 30), name="a", values=None):
+    rng = np.random.default_rng(0)
+    (root / "train").mkdir(exist_ok=True)
+    (root / "trainannot").mkdir(exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(root / "train" / f"{name}.png")
+    ids = np.repeat(np.repeat(rng.integers(0, 12, (5, 6)), 4, 0), 5, 1) if values is None else np.full(size, values)
+    Image.fromarray(ids.astype(np.uint8)).save(root / "trainannot" / f"{name}.png")
+
+
+def frame(root, truth=None, size=None):
+    (image,) = unlabelled_images(root, CAMVID_LAYOUT.folders, ClassAsNormal(("sky",)))
+    return DrivingFrame(image, truth or DrivingTruth(CAMVID_LAYOUT), size)
+
+
+def test_truth__numbers_the_known_classes_anew_without_those_held_out():
+    truth = DrivingTruth(CAMVID_LAYOUT, ("road", "pedestrian"), anomalous=True)
+    mask, label = truth.read(IDS)
+    assert truth.known == tuple(name for name in CAMVID if name not in ("road", "pedestrian"))
+    assert mask.tolist() == [[0, 1, 1], [0, 255, 255]]
+    assert label.tolist() == [[0, 255, 255], [8, 255, 255]]
+
+
+def test_truth__hides_held_out_classes_from_training_even_where_void_is_an_outlier():
+    mask, label = DrivingTruth(CAMVID_LAYOUT, ("bicyclist",), anomalous=False, void=1).read(IDS)
+    assert mask.tolist() == [[0, 0, 0], [255, 1, 1]]
+    assert label.tolist() == [[0, 3, 9], [255, 255, 255]]
+
+
+def test_frame__is_read_in_zero_to_one_with_label_and_mask(tmp_path):
+    save(tmp_path)
+    scene = frame(tmp_path)()
+    stored = np.array(Image.open(tmp_path / "train" / "a.png")).transpose(2, 0, 1)
+    ids = torch.from_numpy(np.array(Image.open(tmp_path / "trainannot" / "a.png"))).long()
+    assert torch.equal(scene.image, torch.from_numpy(stored).float() / 255)
+    assert torch.equal(scene.label, ids.masked_fill(ids == 11, 255))
+    assert torch.equal(scene.mask, torch.where(ids == 11, 255, 0))
+
+
+def test_frame__of_another_size_keeps_its_ids_and_its_mean(tmp_path):
+    save(tmp_path)
+    small, full = frame(tmp_path, size=(10, 15)), frame(tmp_path)
+    assert small.facts().size == (10, 15)
+    assert full.facts().size == (20, 30)
+    scene = small()
+    assert scene.image.shape == (3, 10, 15)
+    assert float(scene.image.mean()) == pytest.approx(float(full().image.mean()), abs=0.02)
+    assert torch.equal(scene.label, full().label[1::2, 1::2])  # blocks of ids are larger than a pixel
+    assert set(scene.label.unique().tolist()) <= {*range(11), 255}
+
+
+def test_frame__names_ids_that_the_table_does_not_know(tmp_path):
+    save(tmp_path, values=77)
+    with pytest.raises(SceneFormatError, match=r"a\.png.*\[77\]"):
+        frame(tmp_path)()
+
+
+def test_frame__of_void_pixels_alone_counts_nowhere(tmp_path):
+    save(tmp_path, values=11)
+    scene = frame(tmp_path)()
+    assert bool((scene.mask == 255).all())
+    assert bool((scene.label == 255).all())
+
+
+def test_pasted_frame__always_holds_the_same_objects(tmp_path):
+    save(tmp_path, (60, 80), values=3)
+    paste = OutlierPaste((SyntheticOutliers(),), 1.0, size=(0.3, 0.5))
+    first, again, other = (PastedFrame(frame(tmp_path), paste, seed)() for seed in (0, 0, 1))
+    assert torch.equal(first.image, again.image)
+    assert not torch.equal(first.mask, other.mask)
+    assert torch.equal(first.mask == 1, first.label == 255)
+    assert bool((first.mask == 1).any())
+    assert PastedFrame(frame(tmp_path), paste).facts() == frame(tmp_path).facts()
