@@ -14,7 +14,7 @@ from anomseg.nets.wide_resnet import WideResNet38
 from anomseg.optimisation import Optimisation
 from tests.methods.driving import loader, trainer
 
-NET = CompactSegmenter(width=6, levels=2)
+NET = CompactSegmenter(width=12, levels=3)
 STEPS = Optimisation(3e-3, schedule="constant")
 
 
@@ -69,7 +69,7 @@ def test_published_penalty__collapses_on_a_net_of_low_confidence_and_the_bounded
 
 @pytest.mark.parametrize(("trainable", "moved"), [("head", {"head"}), ("decoder", {"head", "context", "lateral", "refine"})])
 def test_frozen_parts__stay_as_they_are(segmenter, tmp_path, trainable, moved):
-    method = PEBAL(3, CompactSegmenter(6, 2, "group"), segmenter=segmenter[0], trainable=trainable, optimisation=STEPS)
+    method = PEBAL(3, CompactSegmenter(12, 3, "group"), segmenter=segmenter[0], trainable=trainable, optimisation=STEPS)
     method.setup("fit")
     before = {name: value.clone() for name, value in method.network.state_dict().items()}
     trainer(tmp_path).fit(method, loader(), loader(seed=1))

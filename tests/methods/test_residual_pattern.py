@@ -10,7 +10,7 @@ from anomseg.nets.segmentation import CompactSegmenter
 from anomseg.optimisation import Optimisation
 from tests.methods.driving import loader, trainer
 
-NET = CompactSegmenter(width=6, levels=2, norm="batch")
+NET = CompactSegmenter(width=12, levels=3, norm="batch")
 STEPS = Optimisation(3e-3, schedule="constant")
 
 
