@@ -68,9 +68,29 @@ class ClosedSetSegmenter(AnomalySegmenter):
         self.val_miou, self.test_miou = MeanIoU(classes), MeanIoU(classes)
 
     def setup(self, stage: str) -> None:
-        """Take the weights of `segmenter` before a first fit."""
-        if stage == "fit" and self.segmenter is not None and not bool(self.std.any()):
+        """Take the weights of `segmenter`, or the ready ones that the description of the net names, before a first fit.
+
+        Raises:
+            FileNotFoundError: the file of `segmenter` is missing.
+            CheckpointError: it holds another net or another number of classes.
+            ValueError: ready weights expect other bands.
+        """
+        if stage != "fit" or bool(self.std.any()):
+            return
+        if self.segmenter is not None:
             self.start_from(self.segmenter)
+        elif (bands := self.net.ready(self.described)) is not None:
+            if (self.in_channels,) != bands[0].shape or bands[0].shape != bands[1].shape:
+                raise ValueError(
+                    f"Expected ready weights for in_channels={self.in_channels} bands, but they come with statistics of {len(bands[0])} and "
+                    f"{len(bands[1])}. Set in_channels to what the net was trained on."
+                )
+            self.mean, self.std = (value.to(self.mean) for value in bands)
+
+    @property
+    def described(self) -> SegmentationNet:
+        """Give the net that `net` describes."""
+        return self.network
 
     def on_train_start(self) -> None:
         """Take the statistics of the bands from the training images; a resumed training keeps its own."""

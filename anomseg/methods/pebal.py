@@ -25,7 +25,6 @@ from anomseg.methods.pebal_training import (
     pebal_losses,
     require_outliers,
 )
-from anomseg.methods.segmenter import take_ready_weights
 from anomseg.methods.training_data import gathered_objects, training_batches
 from anomseg.nets.segmentation import SegmentationSpec, widen_head
 from anomseg.optimisation import Optimisation
@@ -102,7 +101,6 @@ class PEBAL(ClosedSetSegmenter):
         """Take the segmenter's weights, and freeze what is not trained."""
         super().setup(stage)
         if stage == "fit":
-            take_ready_weights(self, self.network)
             self._fresh = not bool(self.std.any())
             if self._fresh:
                 warnings.warn(

@@ -15,7 +15,7 @@ from anomseg.functional.energy import free_energy
 from anomseg.functional.readouts import softmax_entropy
 from anomseg.methods.closed_set import ClosedSetSegmenter
 from anomseg.methods.pebal_training import require_outliers
-from anomseg.methods.segmenter import class_loss, take_ready_weights
+from anomseg.methods.segmenter import class_loss
 from anomseg.nets.segmentation import SegmentationNet, SegmentationSpec
 from anomseg.nets.segmentation_residual import ResidualPatternNet
 from anomseg.optimisation import Optimisation
@@ -87,8 +87,8 @@ class RPL(ClosedSetSegmenter):
         self.network = ResidualPatternNet(self.network, channels)
 
     @property
-    def frozen(self) -> SegmentationNet:
-        """Give the net of the known classes."""
+    def described(self) -> SegmentationNet:
+        """Give the frozen net of the known classes."""
         return cast(ResidualPatternNet, self.network).base
 
     def setup(self, stage: str) -> None:
@@ -98,13 +98,11 @@ class RPL(ClosedSetSegmenter):
             ValueError: there are none to take.
         """
         super().setup(stage)
-        if stage == "fit":
-            take_ready_weights(self, self.frozen)
-            if not bool(self.std.any()):
-                raise ValueError(
-                    "Expected a trained net to learn a residual for, but got fresh weights. Give segmenter=, the checkpoint of a "
-                    "Segmenter, or a net with ready weights."
-                )
+        if stage == "fit" and not bool(self.std.any()):
+            raise ValueError(
+                "Expected a trained net to learn a residual for, but got fresh weights. Give segmenter=, the checkpoint of a "
+                "Segmenter, or a net with ready weights."
+            )
 
     def on_train_start(self) -> None:
         """Make sure that there are outliers to learn from."""
@@ -113,7 +111,7 @@ class RPL(ClosedSetSegmenter):
 
     def start_from(self, path: str) -> None:
         """Take the weights of the frozen net, which the checkpoint of a segmenter knows without a residual beside it."""
-        both, self.network = self.network, self.frozen
+        both, self.network = self.network, self.described
         try:
             super().start_from(path)
         finally:

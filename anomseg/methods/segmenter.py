@@ -14,7 +14,7 @@ from anomseg.config import build
 from anomseg.methods.closed_set import ClosedSetSegmenter
 from anomseg.methods.readouts import Entropy, Readout, Statistics
 from anomseg.methods.training_data import gathered_objects, normal_pixels, training_batches
-from anomseg.nets.segmentation import SegmentationNet, SegmentationSpec
+from anomseg.nets.segmentation import SegmentationSpec
 from anomseg.optimisation import Optimisation
 from anomseg.sample import IGNORE
 
@@ -53,12 +53,6 @@ class ReadoutSegmenter(ClosedSetSegmenter):
         super().__init__(classes, net, in_channels, classes, segmenter, blur, calibration, optimisation)
         self.readout: Readout = build(readout) or Entropy()
         self.register_buffer("moments", torch.zeros(3, classes))  # weight, mean and mean square of each class
-
-    def setup(self, stage: str) -> None:
-        """Take the weights of `segmenter`, or the ready ones of the net, before a first fit."""
-        super().setup(stage)
-        if stage == "fit":
-            take_ready_weights(self, self.network)
 
     def read(self, logits: Tensor) -> Tensor:
         """Score by the read-out; see the base class."""
@@ -166,17 +160,6 @@ def class_loss(logits: Tensor, label: Tensor, weights: Tensor | None = None) -> 
     cost = F.cross_entropy(logits.float(), label, weights, ignore_index=IGNORE, reduction="none")
     scale = known.float() if weights is None else torch.where(known, weights[label.masked_fill(~known, 0)], 0.0)
     return cost.sum() / scale.sum().clamp_min(1e-6)
-
-
-def take_ready_weights(method: ClosedSetSegmenter, net: SegmentationNet) -> None:
-    """Take the ready weights that the description of a net names, with the bands that they expect, where a method has none yet."""
-    if not bool(method.std.any()) and (bands := method.net.ready(net)) is not None:
-        if (method.in_channels,) != bands[0].shape or bands[0].shape != bands[1].shape:
-            raise ValueError(
-                f"Expected ready weights for in_channels={method.in_channels} bands, but they come with statistics of {len(bands[0])} and "
-                f"{len(bands[1])}. Set in_channels to what the net was trained on."
-            )
-        method.mean, method.std = (value.to(method.mean) for value in bands)
 
 
 class SegmentationReadout(ReadoutSegmenter):
