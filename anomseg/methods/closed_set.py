@@ -82,8 +82,8 @@ class ClosedSetSegmenter(AnomalySegmenter):
         elif (bands := self.net.ready(self.described)) is not None:
             if (self.in_channels,) != bands[0].shape or bands[0].shape != bands[1].shape:
                 raise ValueError(
-                    f"Expected ready weights for in_channels={self.in_channels} bands, but they come with statistics of {len(bands[0])} and "
-                    f"{len(bands[1])}. Set in_channels to what the net was trained on."
+                    f"Expected ready weights for in_channels={self.in_channels} bands, but they come with statistics of "
+                    f"{len(bands[0])} and {len(bands[1])}. Set in_channels to what the net was trained on."
                 )
             self.mean, self.std = (value.to(self.mean) for value in bands)
 
