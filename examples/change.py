@@ -18,6 +18,7 @@ from anomseg import (
     IRMAD,
     ChangeDataModule,
     ChangeMamba,
+    ChangeMambaSpec,
     ChangeTraining,
     ChangeVector,
     FlipRotate,
@@ -48,11 +49,24 @@ data = SyntheticChangeDataModule(
 
 # %%
 recipe = ChangeTraining(pixel="bce", overlap="dice")
+fine = ChangeMambaSpec(  # the preset "tiny" with convolutions at full resolution: these buildings are ten pixels wide
+    fine=(16, 32),
+    width=32,
+    depths=(1,),
+    arrangements=("interleave",),
+    norm="group",
+    stem="space_to_depth",
+    stem_stride=1,
+    stem_shared=True,
+    stem_difference=True,
+    head="shuffle",
+    mlp_ratio=2.0,
+)
 methods = {
     "change vector": ChangeVector(),
     "IR-MAD": IRMAD(),
     "Siamese U-Net": SiameseUNet(spec=SiameseUNetSpec(width=12, levels=3), recipe=recipe),
-    "ChangeMamba": ChangeMamba(spec="tiny", recipe=recipe),
+    "ChangeMamba": ChangeMamba(spec=fine, recipe=recipe),
 }
 for name, method in methods.items():
     epochs = 12 if method.learns else 1
