@@ -76,7 +76,8 @@ class AnomalySegmenter(pl.LightningModule, ABC):
         padded = pad_to_multiple(image, self.size_multiple)
         score = self.score(padded)
         if score.shape != (expected := (image.shape[0], *padded.shape[-2:])):
-            raise ValueError(f"Expected a score of shape {expected} from {type(self).__name__}.score, but got {tuple(score.shape)}.")
+            came = f"{tuple(score.shape)} instead of {expected}"
+            raise ValueError(f"Expected a score of shape (B, H, W) from {type(self).__name__}.score, but got {came}.")
         score = score[:, : image.shape[-2], : image.shape[-1]].float()
         valid = finite_pixels(image)
         lowest = torch.where(valid, score, torch.inf).amin((1, 2), keepdim=True)
