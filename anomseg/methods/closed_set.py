@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
@@ -67,6 +67,7 @@ class ClosedSetSegmenter(AnomalySegmenter):
         self.register_buffer("std", torch.zeros(in_channels))
         self.val_miou, self.test_miou = MeanIoU(classes), MeanIoU(classes)
 
+    @final
     def setup(self, stage: str) -> None:
         """Take the weights of `segmenter`, or the ready ones that the description of the net names, before a first fit.
 
@@ -75,28 +76,41 @@ class ClosedSetSegmenter(AnomalySegmenter):
             CheckpointError: it holds another net or another number of classes.
             ValueError: ready weights expect other bands.
         """
-        if stage != "fit" or bool(self.std.any()):
+        if stage != "fit":
             return
-        if self.segmenter is not None:
-            self.start_from(self.segmenter)
-        elif (bands := self.net.ready(self.described)) is not None:
-            if (self.in_channels,) != bands[0].shape or bands[0].shape != bands[1].shape:
-                raise ValueError(
-                    f"Expected ready weights for in_channels={self.in_channels} bands, but they come with statistics of "
-                    f"{len(bands[0])} and {len(bands[1])}. Set in_channels to what the net was trained on."
-                )
-            self.mean, self.std = (value.to(self.mean) for value in bands)
+        if not bool(self.std.any()):
+            if self.segmenter is not None:
+                self.start_from(self.segmenter)
+            elif (bands := self.net.ready(self.described)) is not None:
+                self._take_bands(*bands)
+        self.prepare()
+
+    def _take_bands(self, mean: Tensor, std: Tensor) -> None:
+        if (self.in_channels,) != mean.shape or mean.shape != std.shape:
+            raise ValueError(
+                f"Expected ready weights for in_channels={self.in_channels} bands, but they come with statistics of {len(mean)} and "
+                f"{len(std)}. Set in_channels to what the net was trained on."
+            )
+        self.mean, self.std = mean.to(self.mean), std.to(self.std)
+
+    def prepare(self) -> None:
+        """Check what was taken, and freeze what is not trained, before a fit; nothing by default."""
+
+    def measure(self) -> None:
+        """Take from the training data what the method needs beside the bands, before the first step; nothing by default."""
 
     @property
     def described(self) -> SegmentationNet:
         """Give the net that `net` describes."""
         return self.network
 
+    @final
     def on_train_start(self) -> None:
         """Take the statistics of the bands from the training images; a resumed training keeps its own."""
         if not bool(self.std.any()):
             images = ((batch["image"], finite_pixels(batch["image"])) for batch in training_batches(self))
             self.mean, self.std = (value.to(self.device) for value in channel_statistics(images, self.in_channels))
+        self.measure()
 
     def logits(self, image: Tensor) -> Tensor:
         """Compute all outputs of the net, (B, outputs, H, W), of an image (B, C, H, W).
@@ -160,24 +174,28 @@ class ClosedSetSegmenter(AnomalySegmenter):
         return label, outlier
 
     def start_from(self, path: str) -> None:
-        """Take weights, statistics and calibration of a trained segmenter; outputs beyond its own keep their fresh weights.
+        """Take weights and statistics of the bands of a trained segmenter; outputs beyond its own keep their fresh weights.
 
         Raises:
             FileNotFoundError: there is no such file.
             CheckpointError: it holds another net or another number of classes.
         """
-        stored = {k: v for k, v in read_checkpoint(path)["state_dict"].items() if k.startswith(("network.", "mean", "std"))}
-        own = self.state_dict()
+        held = read_checkpoint(path)["state_dict"]
+        stored = {name.removeprefix("network."): value for name, value in held.items() if name.startswith("network.")}
+        own = self.described.state_dict()
         for name, value in stored.items():
             mine = own.get(name)
             if mine is not None and value.ndim and mine.shape[1:] == value.shape[1:] and len(value) == self.classes < len(mine):
                 stored[name] = torch.cat([value, mine[self.classes :]])
-        unlike = sorted(k for k in stored if k not in own or own[k].shape != stored[k].shape)
-        missing = sorted(k for k in own if k.startswith("network.") and k not in stored)
-        if unlike or missing:
-            held = {k: tuple(stored[k].shape) for k in unlike[:3]}
+        unlike = sorted(name for name in stored if name not in own or own[name].shape != stored[name].shape)
+        missing = sorted(set(own) - set(stored))
+        bands = [held.get(name, torch.empty(0)) for name in ("mean", "std")]
+        if unlike or missing or any(value.shape != self.mean.shape for value in bands):
+            shapes = {name: tuple(stored[name].shape) for name in unlike[:3]}
             raise CheckpointError(
-                f"Expected the weights of {type(self.net).__name__} for {self.classes} classes in '{path}', but it holds {held} and lacks "
-                f"{missing[:3]}. Give net= and classes= as the segmenter was trained with; outputs are added here, not there."
+                f"Expected the weights of {type(self.net).__name__} for {self.classes} classes and {self.in_channels} bands in '{path}', "
+                f"but it holds {shapes} and statistics of {len(bands[0])} bands, and lacks {missing[:3]}. Give net=, classes= and "
+                "in_channels= as the segmenter was trained with; outputs are added here, not there."
             )
-        self.load_state_dict(stored, strict=False)
+        self.described.load_state_dict(stored)
+        self._take_bands(*bands)

@@ -97,29 +97,26 @@ class PEBAL(ClosedSetSegmenter):
         self._fresh = self._resting = False  # whether training began with fresh weights, and whether the hinge waits for margins
         self._at = PUBLISHED_MARGINS
 
-    def setup(self, stage: str) -> None:
-        """Take the segmenter's weights, and freeze what is not trained."""
-        super().setup(stage)
-        if stage == "fit":
-            self._fresh = not bool(self.std.any())
-            if self._fresh:
-                warnings.warn(
-                    "PEBAL starts from fresh weights: it learns the classes and to abstain at once, needs the epochs of both, and shows no "
-                    "mIoU from before. To fine-tune as published, train a Segmenter first and give its checkpoint as segmenter=.",
-                    stacklevel=2,
-                )
-            kept = {id(p) for module in self._trained() for p in module.parameters()}
-            for parameter in self.network.parameters():
-                parameter.requires_grad_(id(parameter) in kept)
+    def prepare(self) -> None:
+        """Warn where there are no trained weights, and freeze what is not trained."""
+        self._fresh = not bool(self.std.any())
+        if self._fresh:
+            warnings.warn(
+                "PEBAL starts from fresh weights: it learns the classes and to abstain at once, needs the epochs of both, and shows no "
+                "mIoU from before. To fine-tune as published, train a Segmenter first and give its checkpoint as segmenter=.",
+                stacklevel=2,
+            )
+        kept = {id(p) for module in self._trained() for p in module.parameters()}
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(id(parameter) in kept)
 
     def _trained(self) -> list[nn.Module]:
         if self.trainable == "all":
             return [self.network]
         return [self.network.head, *(self.network.decoder if self.trainable == "decoder" else [])]
 
-    def on_train_start(self) -> None:
-        """Take the statistics of the bands, and measure the margins; a resumed training keeps its own."""
-        super().on_train_start()
+    def measure(self) -> None:
+        """Measure the margins; a resumed training keeps its own."""
         if bool(self.margin.isnan().any()):
             fixed = PUBLISHED_MARGINS if self.paper_faithful and self.margins is None else self.margins
             if fixed is None and self.recipe.energy:

@@ -91,31 +91,21 @@ class RPL(ClosedSetSegmenter):
         """Give the frozen net of the known classes."""
         return cast(ResidualPatternNet, self.network).base
 
-    def setup(self, stage: str) -> None:
-        """Take the weights of the frozen net before a first fit.
+    def prepare(self) -> None:
+        """Refuse to learn a residual beside fresh weights.
 
         Raises:
-            ValueError: there are none to take.
+            ValueError: there are no trained weights.
         """
-        super().setup(stage)
-        if stage == "fit" and not bool(self.std.any()):
+        if not bool(self.std.any()):
             raise ValueError(
                 "Expected a trained net to learn a residual for, but got fresh weights. Give segmenter=, the checkpoint of a "
                 "Segmenter, or a net with ready weights."
             )
 
-    def on_train_start(self) -> None:
+    def measure(self) -> None:
         """Make sure that there are outliers to learn from."""
-        super().on_train_start()
         require_outliers(self)
-
-    def start_from(self, path: str) -> None:
-        """Take the weights of the frozen net, which the checkpoint of a segmenter knows without a residual beside it."""
-        both, self.network = self.network, self.described
-        try:
-            super().start_from(path)
-        finally:
-            self.network = both
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Compute the terms of the loss; one without pixels is 0."""

@@ -124,9 +124,8 @@ class Segmenter(ReadoutSegmenter):
         self.balance = balance
         self.register_buffer("weights", torch.ones(classes))
 
-    def on_train_start(self) -> None:
-        """Take the statistics of the bands, and the shares of the classes where they weigh."""
-        super().on_train_start()
+    def measure(self) -> None:
+        """Count the shares of the classes where they weigh."""
         if self.balance == "log":
             counts = torch.zeros(self.classes, dtype=torch.int64)
             for batch in training_batches(self):
@@ -195,29 +194,27 @@ class SegmentationReadout(ReadoutSegmenter):
     ) -> None:
         super().__init__(classes, net, in_channels, readout, segmenter, blur, calibration, None)
 
-    def setup(self, stage: str) -> None:
-        """Take the weights of the segmenter, and freeze them.
+    def prepare(self) -> None:
+        """Freeze the weights of the segmenter.
 
         Raises:
-            ValueError: there is none to take.
+            ValueError: there are none.
         """
-        super().setup(stage)
         self.network.requires_grad_(False)
-        if stage == "fit" and not bool(self.std.any()):
+        if not bool(self.std.any()):
             raise ValueError(
                 "Expected the checkpoint of a trained segmenter, but got none. Give segmenter=, a net with ready weights such as "
                 "TrainedModule(module), or train with Segmenter."
             )
 
     @torch.no_grad()
-    def on_train_start(self) -> None:
+    def measure(self) -> None:
         """Take the moments of the logits over the training images."""
         self.eval()
         total = torch.zeros(3, self.classes, dtype=torch.float64)
         for batch in training_batches(self):
-            known = (
-                batch["label"] if "label" in batch else torch.where(normal_pixels(batch), 0, IGNORE)
-            )  # a read-out can do without classes
+            # A read-out can do without classes.
+            known = batch["label"] if "label" in batch else torch.where(normal_pixels(batch), 0, IGNORE)
             label, _ = self.training_truth({**batch, "label": known})
             total += self.class_sums(self.logits(batch["image"]), label).double().cpu()
         total = torch.stack(gathered_objects(total)).sum(0)
