@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anomseg.data.outlier_sources import OutlierSource, check_sources
+from anomseg.data.outlier_sources import OutlierSource, check_sources, trimmed
 from anomseg.functional.area_rx import gaussian
 from anomseg.sample import ANOMALY, IGNORE
 
@@ -181,8 +181,4 @@ def _turned(cutout: Tensor, angle: float) -> Tensor:
     weighed = torch.cat([cutout[:3] * cutout[3:], cutout[3:]])
     turned = F.grid_sample(weighed[None], grid[None], align_corners=False)[0]
     turned = torch.cat([turned[:3] / turned[3:].clamp_min(1e-3), turned[3:]]).clamp(0, 1)
-    inside = (turned[3] > 0.5).nonzero()
-    if not len(inside):
-        return cutout  # too thin to be turned
-    (top, left), (bottom, last) = inside.amin(0).tolist(), inside.amax(0).tolist()
-    return turned[:, top : bottom + 1, left : last + 1]
+    return trimmed(turned) if bool((turned[3] > 0.5).any()) else cutout  # which was too thin to be turned

@@ -112,11 +112,16 @@ def _rgba(path: Path) -> Tensor:
             f"Expected a cut-out with an alpha channel in '{path}', but got {len(picture)} bands. Cut the object out, or use TextureCrops."
         )
     colour, alpha = picture[:-1].expand(3, -1, -1), picture[-1:]
-    inside = (alpha[0] > 0.5).nonzero()
-    if not len(inside):
+    if not bool((alpha > 0.5).any()):
         raise SceneFormatError(f"Expected a visible object in '{path}', but alpha is 0 everywhere.")
+    return trimmed(torch.cat([colour, alpha]))
+
+
+def trimmed(cutout: Tensor) -> Tensor:
+    """Cut (4, H, W) down to the box around its visible pixels, alpha above a half, of which there must be one."""
+    inside = (cutout[3] > 0.5).nonzero()
     (top, left), (bottom, right) = inside.amin(0).tolist(), inside.amax(0).tolist()
-    return torch.cat([colour, alpha])[:, top : bottom + 1, left : right + 1]
+    return cutout[:, top : bottom + 1, left : right + 1]
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,7 @@ class MaskedObjects(OutlierSource):
         name, polygons = objects[int(torch.randint(len(objects), (), generator=generator))]
         picture = read_picture(Path(self.images) / name)
         colour = picture[:3].expand(3, -1, -1)
-        return _cut_out(colour, rasterised(polygons, (colour.shape[-2], colour.shape[-1])))
+        return trimmed(torch.cat([colour, rasterised(polygons, (colour.shape[-2], colour.shape[-1]))[None].float()]))
 
     def _of_mask(self, generator: torch.Generator) -> Tensor:
         """Draw an object of an id mask; masks that show nothing of use are drawn again."""
@@ -163,17 +168,11 @@ class MaskedObjects(OutlierSource):
             usable = (count >= self.least).nonzero()[:, 0]
             if len(usable):
                 chosen = usable[int(torch.randint(len(usable), (), generator=generator))]
-                return _cut_out(read_picture(masks[index][0])[:3].expand(3, -1, -1), ids == chosen)
+                return trimmed(torch.cat([read_picture(masks[index][0])[:3].expand(3, -1, -1), (ids == chosen)[None].float()]))
         raise SceneNotFoundError(
             f"Expected objects of {self.least} pixels in the masks of '{self.annotations}' without the ids {self.exclude}, but "
             f"{min(_MASKS, len(masks))} of them show none. Correct exclude= or least=."
         )
-
-
-def _cut_out(colour: Tensor, inside: Tensor) -> Tensor:
-    """Give (4, h, w) of the box around the object that (H, W) bool marks."""
-    (top, left), (bottom, right) = inside.nonzero().amin(0).tolist(), inside.nonzero().amax(0).tolist()
-    return torch.cat([colour, inside[None].float()])[:, top : bottom + 1, left : right + 1]
 
 
 @cache

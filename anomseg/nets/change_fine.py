@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomseg.nets.change_siss import Dates
-from anomseg.nets.convolution import ConvUnit, MapNorm
+from anomseg.nets.convolution import ConvPair, MapNorm
 
 
 class FineStage(nn.Module):
@@ -23,7 +23,7 @@ class FineStage(nn.Module):
 
     def __init__(self, incoming: int, channels: int, norm: MapNorm = "batch") -> None:
         super().__init__()
-        self.body = nn.Sequential(ConvUnit(incoming, channels, 3, norm), ConvUnit(channels, channels, 3, norm))
+        self.body = ConvPair(incoming, channels, norm)
 
     def forward(self, a: Tensor, b: Tensor) -> Dates:
         """Return both dates, (B, channels, H, W) each."""
@@ -42,7 +42,7 @@ class FineLevel(nn.Module):
 
     def __init__(self, channels: int, below: int, norm: MapNorm = "batch") -> None:
         super().__init__()
-        self.body = nn.Sequential(ConvUnit(3 * channels + below, channels, 3, norm), ConvUnit(channels, channels, 3, norm))
+        self.body = ConvPair(3 * channels + below, channels, norm)
 
     def forward(self, a: Tensor, b: Tensor, below: Tensor) -> Tensor:
         """Return (B, channels, H, W)."""

@@ -63,6 +63,19 @@ class ConvUnit(nn.Sequential):
         )
 
 
+class ConvPair(nn.Sequential):
+    """Convolve twice, 3 x 3, each with its norm and ReLU.
+
+    Args:
+        incoming: channels of the input.
+        outgoing: channels of the output, and between.
+        norm: see `MapNorm`.
+    """
+
+    def __init__(self, incoming: int, outgoing: int, norm: MapNorm = "batch") -> None:
+        super().__init__(ConvUnit(incoming, outgoing, 3, norm), ConvUnit(outgoing, outgoing, 3, norm))
+
+
 class Bottleneck(nn.Sequential):
     """Squeeze by a 1 x 1 convolution, then widen by a 3 x 3 one: a quarter of what a 3 x 3 convolution of all channels costs.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomseg.errors import MissingDependencyError
-from anomseg.nets.convolution import ConvUnit, MapNorm, map_norm
+from anomseg.nets.convolution import ConvPair, ConvUnit, MapNorm, map_norm
 from anomseg.nets.segmentation import SegmentationNet, SegmentationSpec
 
 
@@ -106,9 +106,7 @@ class DeepLabNet(SegmentationNet):
         scale = 16 / min(strides[-1], 16)
         self.pyramid = AtrousPyramid(channels[-1], spec.reduction, tuple(int(rate * scale) for rate in (6, 12, 18)), spec.norm)
         self.skip = nn.Conv2d(channels[self.fine_index], spec.fine, 1)
-        self.final = nn.Sequential(
-            ConvUnit(spec.reduction + spec.fine, spec.reduction, 3, spec.norm), ConvUnit(spec.reduction, spec.reduction, 3, spec.norm)
-        )
+        self.final = ConvPair(spec.reduction + spec.fine, spec.reduction, spec.norm)
         self.head = nn.Conv2d(spec.reduction, outputs, 1)
 
     @property

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from anomseg.functional.windows import pad_to_multiple
 from anomseg.nets.change_heads import ChangeOutput, LevelHead, ShuffleHead, set_biases
-from anomseg.nets.convolution import ConvUnit, MapNorm
+from anomseg.nets.convolution import ConvPair, MapNorm
 
 DateFusion = Literal["concatenate", "difference", "both", "early"]
 
@@ -63,10 +63,10 @@ class SiameseConvUNet(nn.Module):
         self.spec = spec = spec or SiameseUNetSpec()
         widths = [spec.width << index for index in range(spec.levels)]
         incoming = bands * spec.fold**2 * (3 if spec.fusion == "early" else 1)
-        self.stages = nn.ModuleList(_twice(i, o, spec.norm) for i, o in zip([incoming, *widths], widths, strict=False))
+        self.stages = nn.ModuleList(ConvPair(i, o, spec.norm) for i, o in zip([incoming, *widths], widths, strict=False))
         carried = {"concatenate": 2, "difference": 1, "both": 3, "early": 1}[spec.fusion]
         below = [*widths[1:], 0]
-        self.levels = nn.ModuleList(_twice(carried * o + u, o, spec.norm) for o, u in zip(widths, below, strict=True))
+        self.levels = nn.ModuleList(ConvPair(carried * o + u, o, spec.norm) for o, u in zip(widths, below, strict=True))
         self.heads = nn.ModuleList(LevelHead(channels, spec.norm) for channels in widths[1:])
         self.head = ShuffleHead(widths[0], spec.fold, spec.norm)
 
@@ -103,7 +103,3 @@ class SiameseConvUNet(nn.Module):
         if self.spec.fusion == "concatenate":
             return torch.cat([a, b], 1)
         return (a - b).abs() if self.spec.fusion == "difference" else torch.cat([a, b, (a - b).abs()], 1)
-
-
-def _twice(incoming: int, outgoing: int, norm: MapNorm) -> nn.Sequential:
-    return nn.Sequential(ConvUnit(incoming, outgoing, 3, norm), ConvUnit(outgoing, outgoing, 3, norm))

@@ -9,7 +9,6 @@ file in the output folder, and is not measured again. ANOMSEG_DATA names the fol
 import argparse
 import json
 import os
-import time
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from bench_change import StepTimes
 
 from anomseg.data.driving import DrivingDataModule
 from anomseg.data.driving_augment import MirrorZoom
@@ -85,16 +85,6 @@ def frames(options: argparse.Namespace, split: str, protocol: str, **chosen: Any
         seed=options.seed,
         **chosen,
     )
-
-
-class StepTimes(pl.Callback):
-    """Take down when each training step ends, in seconds of the processor."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.ends.append(time.process_time())
 
 
 def trained(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from anomseg.nets.convolution import Bottleneck, ChannelNorm, ConvUnit, ResidualUnit, SqueezeExcitation, map_norm
+from anomseg.nets.convolution import Bottleneck, ChannelNorm, ConvPair, ConvUnit, ResidualUnit, SqueezeExcitation, map_norm
 
 
 def test_channel_norm__gives_every_pixel_mean_0_and_deviation_1():
@@ -42,3 +42,10 @@ def test_squeeze_excitation__scales_channels_as_a_whole():
     ratio = SqueezeExcitation(8)(x) / x
     torch.testing.assert_close(ratio, ratio[..., :1, :1].expand_as(ratio))
     assert 0 < ratio.min() < ratio.max() < 1
+
+
+def test_conv_pair__is_two_units_in_turn():
+    pair = ConvPair(3, 6, "group")
+    x = torch.randn(2, 3, 8, 10)
+    assert torch.equal(pair(x), pair[1](pair[0](x)))
+    assert pair(x).shape == (2, 6, 8, 10)
