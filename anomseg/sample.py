@@ -7,7 +7,11 @@ A sample is a plain dict, so that a torchgeo or hand-written loader can feed eve
 | ``image`` | input; NaN in any band marks a pixel without data | (B, C, H, W) float32; change detection (B, 2, C, H, W) |
 | ``mask`` | truth: 0 normal, 1 anomaly, 255 void, unknown or no data | (B, H, W) int64 |
 | ``label`` | semantic class ids, 255 ignored, where a method trains on them | (B, H, W) int64 |
+| ``image_label`` | truth of the whole image: 0 normal, 1 anomalous, 255 unknown | (B,) int64 |
+| ``corrupted`` | ``image`` with synthetic defects, which a method that removes them sees; ``image`` stays its target | as ``image`` |
+| ``defect`` | where ``corrupted`` differs: 1 there, 0 elsewhere, 255 ignored | (B, H, W) int64 |
 | ``name`` | the scene a sample comes from | list of B strings |
+| ``category`` | the kind of object or surface it shows | list of B strings |
 | ``window`` | where it lies in that scene: (row, column, height, width) in pixels | list of B 4-tuples |
 | ``scene_size`` | (height, width) of the whole scene in pixels | list of B 2-tuples |
 | ``transform`` | affine pixel-to-map coefficients (a, b, c, d, e, f) of the *scene*, or None | list of B |
@@ -99,7 +103,7 @@ def check_sample(batch: Mapping[str, Any]) -> None:
             f"Expected batch['image'] of shape (B, C, H, W) or (B, 2, C, H, W), but got {_shape(image)}. Add the missing axes."
         )
     expected = (image.shape[0], *image.shape[-2:])
-    for key in ("mask", "label"):
+    for key in ("mask", "label", "defect"):
         if key not in batch:
             continue
         value = batch[key]
@@ -110,8 +114,22 @@ def check_sample(batch: Mapping[str, Any]) -> None:
                 f"Expected batch['{key}'] of shape {expected} to fit the image {tuple(image.shape)}, but got {_shape(value)}. "
                 "Crop or resize the truth with the image, and drop a channel axis."
             )
-    if "mask" in batch:
-        check_mask(batch["mask"], batch.get("name"))
+    for key in ("mask", "defect"):
+        if key in batch:
+            check_mask(batch[key], batch.get("name"))
+    _check_whole(batch, image)
+
+
+def _check_whole(batch: Mapping[str, Any], image: Tensor) -> None:
+    """Check the keys that are there for whole images."""
+    if "corrupted" in batch and (not isinstance(batch["corrupted"], Tensor) or batch["corrupted"].shape != image.shape):
+        raise ValueError(f"Expected batch['corrupted'] of the image's shape {tuple(image.shape)}, but got {_shape(batch['corrupted'])}.")
+    if "image_label" in batch:
+        value = batch["image_label"]
+        if not isinstance(value, Tensor) or value.is_floating_point() or tuple(value.shape) != (image.shape[0],):
+            raise ValueError(f"Expected batch['image_label'] of {image.shape[0]} integers, one an image, but got {_shape(value)}.")
+        if not set(value.tolist()) <= {NORMAL, ANOMALY, IGNORE}:
+            raise ValueError(f"Expected batch['image_label'] of 0 (normal), 1 (anomalous) and 255 (unknown), but got {value.tolist()}.")
 
 
 def check_mask(mask: Tensor, names: Sequence[str] | None = None) -> None:

@@ -88,3 +88,31 @@ def test_flat_truth__drops_one_channel_and_leaves_all_else():
     assert flat_truth(image) is image
     two = {"image": image, "mask": mask.expand(2, 2, 4, 5)}
     assert flat_truth(two) is two
+
+
+def test_check_sample__accepts_what_industrial_batches_carry_beside_the_image():
+    image = torch.rand(2, 3, 4, 5)
+    flags = {"image_label": torch.tensor([0, 255]), "category": ["bottle", "tile"]}
+    check_sample(batch(image=image, corrupted=image + 1, defect=torch.ones(2, 4, 5, dtype=torch.long), **flags))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"image_label": torch.zeros(2, 1).long()}, "2 integers"),
+        ({"image_label": torch.tensor([0, 3])}, "255 .unknown."),
+        ({"corrupted": torch.rand(2, 3, 4, 4)}, "corrupted"),
+        ({"defect": torch.full((2, 4, 5), 2)}, r"\[2\] in sample 0"),
+        ({"defect": torch.zeros(2, 4, 4).long()}, "defect"),
+    ],
+)
+def test_check_sample__says_which_key_of_industrial_batches_is_wrong(changes, text):
+    with pytest.raises(ValueError, match=text):
+        check_sample(batch(**changes))
+
+
+def test_collate__stacks_image_labels_and_lists_categories():
+    samples = [{"image": torch.rand(1, 2, 2), "image_label": torch.tensor(n), "category": name} for n, name in ((0, "a"), (1, "b"))]
+    stacked = collate(samples)
+    assert stacked["image_label"].tolist() == [0, 1]
+    assert stacked["category"] == ["a", "b"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -60,7 +60,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         self,
         scenes: SceneDataset,
         side: int | None,
-        crops: int = 1,
+        crops: int | Sequence[int] = 1,
         augment: Augmentation | None = None,
         seed: int = 0,
         anomaly_share: float = 0.0,
@@ -71,7 +71,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         Args:
             scenes: serves whole scenes.
             side: of a crop in pixels; None takes whole scenes.
-            crops: samples from each scene in an epoch.
+            crops: samples from each scene in an epoch: one number, or one for each scene.
             augment: changes image and mask together.
             seed: of the crops and the augmentation.
             anomaly_share: share of the crops, 0 to 1, that hold a pixel drawn from the anomalous ones of their scene, at any place in the
@@ -83,7 +83,8 @@ class CropDataset(Dataset[dict[str, Any]]):
         """
         if not 0.0 <= anomaly_share <= 1.0:
             raise ValueError(f"Expected a share of crops from 0 to 1, but got anomaly_share={anomaly_share}. Half of them is 0.5.")
-        if crops < 1 or (side is not None and side < 1) or scenes.windows is not None:
+        counts = [crops] * len(scenes) if isinstance(crops, int) else list(crops)
+        if min(counts) < 1 or len(counts) != len(scenes) or (side is not None and side < 1) or scenes.windows is not None:
             raise ValueError(f"Expected whole scenes, crops >= 1 and a side >= 1 or None, but got crops={crops} and side={side}.")
         self.scenes = scenes
         self.side = side
@@ -92,10 +93,11 @@ class CropDataset(Dataset[dict[str, Any]]):
         self.seed = seed
         self.anomaly_share = anomaly_share
         self.finish = finish
+        self._scene_of = [which for which, count in enumerate(counts) for _ in range(count)]
         self._places: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
-        return len(self.scenes) * self.crops
+        return len(self._scene_of)
 
     def __getitem__(self, visit: int | Visit) -> dict[str, Any]:
         """Cut one sample.
@@ -115,7 +117,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         # Hashed, because torch's generator keeps 32 bits of its seed, and sums of the three would repeat one another.
         word = int(np.random.SeedSequence((self.seed, visit.epoch, index)).generate_state(1)[0])
         generator = torch.Generator().manual_seed(word)
-        sample = self._crop(index // self.crops, generator)
+        sample = self._crop(self._scene_of[index], generator)
         if self.augment is not None:
             draw, image = generator.get_state(), sample["image"]
             sample["image"], sample["mask"] = self.augment(image, sample["mask"], generator)

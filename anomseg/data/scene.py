@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from anomseg.sample import check_mask
+from anomseg.sample import ANOMALY, IGNORE, NORMAL, check_mask
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class Scene:
         transform: affine pixel-to-map coefficients (a, b, c, d, e, f), or None.
         crs: coordinate reference system as WKT, or None.
         label: (H, W) integer class ids below 255, 255 where there is none; None where classes do not matter.
+        image_label: truth of the whole image: 0 normal, 1 anomalous, 255 unknown; None where single pixels are what counts.
+        category: the kind of object or surface it shows; None where there is but one.
     """
 
     name: str
@@ -30,6 +32,8 @@ class Scene:
     transform: tuple[float, float, float, float, float, float] | None = None
     crs: str | None = None
     label: Tensor | None = None
+    image_label: int | None = None
+    category: str | None = None
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 and (self.image.ndim != 4 or len(self.image) != 2):
@@ -48,6 +52,10 @@ class Scene:
             raise ValueError(
                 f"Expected integer labels of shape {self.size} to fit the image of scene '{self.name}', "
                 f"but got {tuple(self.label.shape)} {self.label.dtype}."
+            )
+        if self.image_label not in (None, NORMAL, ANOMALY, IGNORE):
+            raise ValueError(
+                f"Expected an image label of 0 (normal), 1 (anomalous) or 255 (unknown) in scene '{self.name}', but got {self.image_label}."
             )
         if self.wavelength is not None and len(self.wavelength) != self.image.shape[-3]:
             raise ValueError(

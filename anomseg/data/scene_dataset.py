@@ -180,7 +180,8 @@ class SceneDataset(Dataset[dict[str, Any]]):
 
         Returns:
             ``image`` (C, h, w) or (2, C, h, w) float32, ``mask`` (h, w) int64 with 255 where there is no data, ``label`` (h, w) int64 if
-            the scene has classes, and the metadata of the batch contract, all without the batch axis. Tensors are copies.
+            the scene has classes, ``image_label`` () int64, that of the whole scene, if it has one, and the metadata of the batch
+            contract, all without the batch axis. Tensors are copies.
 
         Raises:
             IndexError: there is no such sample.
@@ -261,7 +262,9 @@ def _sample(scene: Scene, image: Tensor, mask: Tensor, label: Tensor | None, win
         "image": image,
         "mask": mask,
         **({} if label is None else {"label": label.long()}),
+        **({} if scene.image_label is None else {"image_label": torch.tensor(scene.image_label)}),
         "name": scene.name,
+        **({} if scene.category is None else {"category": scene.category}),
         "window": window,
         "scene_size": size,
         "transform": scene.transform,

@@ -170,6 +170,13 @@ def test_crop_dataset__lets_labels_travel_with_crop_augmentation_and_padding():
             assert int((~inside).sum()) == (0 if side == 10 else 40 * 40 - 20 * 30)
 
 
+def test_crop_dataset__cuts_as_many_crops_from_each_scene_as_asked_for():
+    dataset = crops(crops=[2, 1, 4])
+    assert [dataset[index]["name"] for index in range(len(dataset))] == ["s0", "s0", "s1", "s2", "s2", "s2", "s2"]
+    with pytest.raises(ValueError, match="crops >= 1"):
+        crops(crops=[1, 1])
+
+
 def test_crop_dataset__finishes_with_the_last_step():
     def finish(sample, generator):
         return {**sample, "mask": sample["mask"] * 0 + int(torch.randint(2, (), generator=generator))}

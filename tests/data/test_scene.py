@@ -31,3 +31,9 @@ def test_scene__holds_two_dates():
         Scene("three", torch.zeros(3, 3, 4, 5))
     with pytest.raises(ValueError, match=r"shape \(4, 5\)"):
         Scene("pair", torch.zeros(2, 3, 4, 5), torch.zeros(3, 4, dtype=torch.int64))
+
+
+def test_scene__carries_the_truth_of_the_whole_image():
+    assert Scene("a", torch.zeros(1, 2, 2), image_label=255, category="nut").image_label == 255
+    with pytest.raises(ValueError, match=r"1 \(anomalous\) or 255"):
+        Scene("a", torch.zeros(1, 2, 2), image_label=2)

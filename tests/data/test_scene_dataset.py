@@ -227,3 +227,14 @@ def test_scene_dataset__cuts_labels_with_the_image_where_a_scene_has_them():
         assert sample["label"].dtype == torch.int64
     check_sample(collate([dataset[0], dataset[1]]))
     assert "label" not in SceneDataset([make_scene])[0]
+
+
+def test_scene_dataset__gives_each_tile_the_label_and_category_of_its_image():
+    def scene():
+        return Scene("a", torch.zeros(1, 8, 8), image_label=1, category="nut")
+
+    samples = list(map(SceneDataset([scene], tile=4).__getitem__, range(4)))
+    assert [(int(sample["image_label"]), sample["category"]) for sample in samples] == [(1, "nut")] * 4
+    assert samples[0]["image_label"].dtype == torch.int64
+    plain = SceneDataset([lambda: Scene("a", torch.zeros(1, 8, 8))])[0]
+    assert not {"image_label", "category"} & set(plain)
