@@ -121,7 +121,7 @@ class AnomalySegmenter(pl.LightningModule, ABC):
     def _count(self, batch: Mapping[str, Any], metrics: SceneMetrics) -> None:
         check_sample(batch := flat_truth(batch))
         mask = batch["mask"].masked_fill(~finite_pixels(batch["image"]), IGNORE)
-        metrics.update(self.score_map(batch["image"]), mask, batch.get("name"))
+        metrics.update(self.score_map(batch["image"]), mask, *(batch.get(key) for key in ("name", "category", "image_label")))
 
     @final
     def on_predict_start(self) -> None:

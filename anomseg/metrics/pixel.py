@@ -12,7 +12,7 @@ from torch import Tensor
 from anomseg.functional import score_curves
 from anomseg.functional.score_histogram import ScoreCounts
 from anomseg.metrics.score_state import ScoreState, check_scores, one_thread, select_pixels
-from anomseg.sample import check_mask
+from anomseg.sample import ANOMALY, IGNORE, NORMAL, check_mask
 
 
 def warn_if_class_is_missing(counts: ScoreCounts, figure: str, needs: Sequence[str] = ("normal", "anomalous")) -> None:
@@ -161,11 +161,58 @@ class Detectability(ScoreState):
         return score_curves.detectability(counts)
 
 
-class ImageAUROC(ScoreState):
-    """Compute AUROC with one score for each sample: the highest pixel score, or the mean of a top share of them.
+@one_thread()
+def image_scores(
+    score: Tensor, mask: Tensor, image_label: Tensor | None = None, top: float | None = None, name: Sequence[str] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Give each sample one score: its highest pixel score, or the mean of a top share of them.
 
-    A sample is anomalous where its mask holds an anomalous pixel. Ignored pixels take no part, samples of ignored pixels alone do not
-    count. With tiles, a sample is a tile.
+    Ignored pixels take no part. Only where a labelled sample has no other pixels, so that the truth of every pixel is unknown, do all its
+    finite scores count: an anomalous image whose mask is missing is still an anomalous image.
+
+    Args:
+        score: (B, H, W) raw scores.
+        mask: (B, H, W) 0 normal, 1 anomaly, 255 ignored.
+        image_label: (B,) 0 normal, 1 anomalous, 255 unknown; without it, a sample is anomalous where its mask holds an anomalous pixel.
+        top: share of the sample's pixels that are averaged, in (0, 1]; None takes the maximum.
+        name: the B scene names, for messages.
+
+    Returns:
+        (B,) float32 scores and (B,) int64 labels 0, 1, or 255 where a sample does not count; its score is NaN then.
+
+    Raises:
+        ValueError: shapes differ, a counted score is not finite, or the mask or a label holds another value.
+    """
+    check_scores(score, mask, name)
+    check_mask(mask, name)
+    labels = [None] * len(score) if image_label is None else _check_labels(image_label, len(score))
+    values, found = score.new_full((len(score),), torch.nan, dtype=torch.float32), []
+    for index, label in enumerate(labels):
+        kept, anomalous = select_pixels(score[index : index + 1], mask[index : index + 1])
+        if label in (NORMAL, ANOMALY) and not kept.numel():
+            kept = score[index].detach().float().flatten()
+            kept = kept[torch.isfinite(kept)]
+        known = int(anomalous.numel() > 0) if label is None else label
+        if known == IGNORE or not kept.numel():
+            found.append(IGNORE)
+            continue
+        found.append(known)
+        values[index] = kept.max() if top is None else kept.topk(max(1, round(top * kept.numel()))).values.mean()
+    return values, torch.tensor(found, dtype=torch.int64, device=score.device)
+
+
+def _check_labels(image_label: Tensor, samples: int) -> list[int | None]:
+    if image_label.shape != (samples,) or not set(held := image_label.tolist()) <= {NORMAL, ANOMALY, IGNORE}:
+        came = f"{image_label.flatten()[:8].tolist()} of shape {tuple(image_label.shape)}"
+        raise ValueError(
+            f"Expected image labels 0 (normal), 1 (anomalous) or 255 (unknown) of shape ({samples},), but got {came}. "
+            "Give one integer for each image of the batch."
+        )
+    return held
+
+
+class ImageScores(ScoreState):
+    """Hold one score for each sample, see `image_scores`; subclasses read their figure from `counts()`. With tiles, a sample is a tile.
 
     Args:
         top: share of the sample's pixels that are averaged, in (0, 1]; None takes the maximum.
@@ -173,7 +220,6 @@ class ImageAUROC(ScoreState):
     """
 
     higher_is_better = True
-    plot_lower_bound, plot_upper_bound = 0.0, 1.0
 
     def __init__(self, top: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -181,19 +227,27 @@ class ImageAUROC(ScoreState):
         # a state of its own name keeps torchmetrics from joining this metric with the pixel metrics, which hold other scores
         self.add_state(f"image_scores_by_{'maximum' if top is None else f'top_{top}'.replace('.', '_')}", default=[], dist_reduce_fx="cat")
 
-    def update(self, score: Tensor, mask: Tensor, name: Sequence[str] | None = None) -> None:
-        """Count a batch; arguments as `ScoreState.update`."""
-        check_scores(score, mask, name)
-        check_mask(mask, name)
-        values, anomalous = [], []
-        for s, m in zip(score, mask, strict=True):
-            kept, found = select_pixels(s[None], m[None])
-            if kept.numel():
-                values.append(kept.max() if self.top is None else kept.topk(max(1, round(self.top * kept.numel()))).values.mean())
-                anomalous.append(found.numel() > 0)
-        if values:
-            of_samples = torch.stack(values)
-            self._append(of_samples, of_samples[torch.tensor(anomalous, device=of_samples.device)])
+    def update(self, score: Tensor, mask: Tensor, name: Sequence[str] | None = None, image_label: Tensor | None = None) -> None:
+        """Count a batch.
+
+        Args:
+            score: (B, H, W) raw scores of any range, higher is more anomalous.
+            mask: (B, H, W) integers or bool: 0 normal, 1 anomaly, 255 ignored.
+            name: the B scene names, for messages.
+            image_label: (B,) 0 normal, 1 anomalous, 255 leaves the sample out; by default what the mask says. A label stands above the
+                mask, also where the mask is missing (255 everywhere) or empty.
+
+        Raises:
+            ValueError: as `image_scores`.
+        """
+        values, labels = image_scores(score, mask, image_label, self.top, name)
+        self._append(values[labels != IGNORE], values[labels == ANOMALY])
+
+
+class ImageAUROC(ImageScores):
+    """Compute AUROC with one score for each sample, in [0, 1]; arguments as `ImageScores`."""
+
+    plot_lower_bound, plot_upper_bound = 0.0, 1.0
 
     @one_thread()
     def compute(self) -> Tensor:
@@ -201,3 +255,28 @@ class ImageAUROC(ScoreState):
         counts = self.counts()
         warn_if_class_is_missing(counts, "Image AUROC")
         return score_curves.auroc(counts)
+
+
+class ImageAveragePrecision(ImageScores):
+    """Compute average precision with one score for each sample, in [0, 1]; arguments as `ImageScores`."""
+
+    plot_lower_bound, plot_upper_bound = 0.0, 1.0
+
+    @one_thread()
+    def compute(self) -> Tensor:
+        """Return () float64, NaN with a warning where no sample is anomalous."""
+        counts = self.counts()
+        warn_if_class_is_missing(counts, "Image average precision", ["anomalous"])
+        return score_curves.average_precision(counts)
+
+
+class ImageF1Max(ImageScores):
+    """Find the best F1 over all thresholds on one score for each sample; arguments as `ImageScores`, and a caveat as `F1Max`."""
+
+    @one_thread()
+    def compute(self) -> dict[str, Tensor]:
+        """Return `image_f1_max` () float64 and `image_f1_max_threshold` () float32, NaN with a warning where no sample is anomalous."""
+        counts = self.counts()
+        warn_if_class_is_missing(counts, "Image F1", ["anomalous"])
+        f1, threshold = score_curves.f1_max(counts)
+        return {"image_f1_max": f1, "image_f1_max_threshold": threshold}

@@ -1,4 +1,4 @@
-"""Figures pooled over all scenes and for each scene, by name."""
+"""Figures pooled over all scenes, and for each scene or each category of images, by name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torchmetrics import Metric, MetricCollection
 
 from anomseg.functional.reliability import reliability
 from anomseg.functional.score_histogram import ScoreCounts
+from anomseg.metrics.category_metrics import CategoryMetrics
 from anomseg.metrics.pixel import (
     Detectability,
     F1Max,
@@ -67,10 +68,11 @@ def _nowhere() -> bool:
 
 
 class SceneMetrics(nn.Module):
-    """Keep one collection over all scenes, and one for the scene that is being fed.
+    """Keep one collection over all scenes, and one for the scene that is being fed, or one for each category.
 
     A scene's figures are computed when the next scene begins, so memory does not grow with their number. Samples of a scene must follow
-    one another, as the loaders of this library deliver them.
+    one another, as the loaders of this library deliver them. Images of categories may come in any order; there may be hundreds, and none
+    of them is a scene with figures of its own.
 
     Args:
         collection: the figures; it is cloned for the scenes.
@@ -81,26 +83,40 @@ class SceneMetrics(nn.Module):
         super().__init__()
         self.pooled = collection
         self.prefix = prefix
+        self.categories = CategoryMetrics(collection)
         self.scene = collection.clone()
         for metric in self.scene.values(copy_state=False):
             metric.distributed_available_fn = _nowhere  # a scene is one rank's own; `sync_on_compute` is read by the constructor alone
         self._name: str | None = None
         self._values: dict[str, dict[str, float]] = {}
 
-    def update(self, score: Tensor, mask: Tensor, names: Sequence[str] | None = None) -> None:
+    def update(
+        self,
+        score: Tensor,
+        mask: Tensor,
+        names: Sequence[str] | None = None,
+        categories: Sequence[str] | None = None,
+        image_labels: Tensor | None = None,
+    ) -> None:
         """Count a batch.
 
         Args:
             score: (B, H, W) raw scores.
             mask: (B, H, W) 0 normal, 1 anomaly, 255 ignored.
             names: the B scene names; without them only pooled figures are kept.
+            categories: the B classes of objects or surfaces; with them there are figures for each category instead of each scene.
+            image_labels: (B,) 0 normal, 1 anomalous, 255 unknown, for the figures of images; by default what the masks say.
         """
-        self.pooled.update(score, mask, name=names)
+        self.pooled.update(score, mask, name=names, image_label=image_labels)
+        if categories is not None:
+            self.categories.update(score, mask, categories, names, image_labels)
+            return
         for index, name in enumerate(names or []):
             if name != self._name:
                 self._close_scene()
                 self._name = name
-            self.scene.update(score[index : index + 1], mask[index : index + 1], name=[name])
+            own = slice(index, index + 1)
+            self.scene.update(score[own], mask[own], name=[name], image_label=None if image_labels is None else image_labels[own])
 
     def _close_scene(self) -> None:
         if self._name is not None:
@@ -128,12 +144,15 @@ class SceneMetrics(nn.Module):
             `<prefix><figure>` pooled over all pixels, `<prefix><figure>_mean` averaged over the scenes that hold both classes, and
             `<prefix><figure>/<scene>` for each of them, if they are at most 32; with heat, `<prefix>heat_bce`, `<prefix>heat_brier` and
             `<prefix>heat_ece` pooled (see `reliability`). A figure that no scene defines, such as image AUROC
-            of scenes that are one sample each, is pooled only.
+            of scenes that are one sample each, is pooled only. With categories, all that `CategoryMetrics.compute` gives, with the prefix.
         """
         self._close_scene()
+        of_categories = self.categories.compute()
         with warnings.catch_warnings():  # scenes that all hold an anomaly are the rule, and no sign of a mistake
             warnings.filterwarnings("ignore", "Image AUROC is undefined without normal.*")
-            values = {f"{self.prefix}{k}": v for k, v in self.pooled.compute().items()}
+            if of_categories:  # and so are normal images to validate on
+                warnings.filterwarnings("ignore", ".*is undefined without anomalous.*")
+            values = {f"{self.prefix}{k}": v for k, v in {**of_categories, **self.pooled.compute()}.items()}
         if heat is not None:
             values.update({f"{self.prefix}heat_{k}": v for k, v in reliability(self.counts(), heat).items()})
         scenes = self._gathered()
@@ -156,5 +175,6 @@ class SceneMetrics(nn.Module):
     def reset(self) -> None:
         """Forget everything."""
         self.pooled.reset()
+        self.categories.reset()
         self.scene.reset()
         self._name, self._values = None, {}

@@ -14,10 +14,13 @@ from anomseg.metrics.pixel import (
     F1Max,
     FPRAtTPR,
     ImageAUROC,
+    ImageAveragePrecision,
+    ImageF1Max,
     OracleIoU,
     PixelAUROC,
     PixelAveragePrecision,
     ThresholdAtFPR,
+    image_scores,
 )
 from anomseg.metrics.region import PerRegionOverlap
 
@@ -216,7 +219,9 @@ def test_metrics__are_nan_with_a_warning_where_a_class_is_missing(kind, held):
     assert bool((value["td"] if isinstance(value, dict) else value).isnan())
 
 
-@pytest.mark.parametrize(("kind", "held"), [(PixelAveragePrecision, 0), (F1Max, 0), (ThresholdAtFPR, 1)])
+@pytest.mark.parametrize(
+    ("kind", "held"), [(PixelAveragePrecision, 0), (F1Max, 0), (ThresholdAtFPR, 1), (ImageAveragePrecision, 0), (ImageF1Max, 0)]
+)
 def test_metrics_of_one_class__are_nan_with_a_warning_only_without_it(kind, held):
     metric = kind()
     metric.update(torch.rand(2, 5, 5), torch.full((2, 5, 5), held))
@@ -254,6 +259,56 @@ def test_image_auroc__names_the_sample_that_is_wrong():
         ImageAUROC().update(torch.zeros(3, 4, 4), mask, ["a", "b", "c"])
     with pytest.raises(ValueError, match="Expected score and mask of the same shape"):
         ImageAUROC().update(score, mask[:2])
+
+
+def labelled() -> tuple[Tensor, Tensor, Tensor, list[float]]:
+    """Draw twelve images: of the six anomalous ones two lack their mask and one has an empty one; two labels are unknown."""
+    generator = torch.Generator().manual_seed(1)
+    score, mask = torch.randn(12, 6, 6, generator=generator), torch.zeros(12, 6, 6, dtype=torch.long)
+    label = torch.tensor([0, 1] * 5 + [255, 255])
+    mask[1::2, 2, 2] = 1
+    mask[[3, 5]] = 255
+    mask[7] = 0
+    mask[:5, 0] = 255
+    score[1::2] += 0.4
+    first = [1 if index < 5 and index != 3 else 0 for index in range(12)]  # of image 3, whose mask is missing, every row counts
+    return score, mask, label, [float(score[i, first[i] :].max()) for i in range(12)]
+
+
+def test_image_figures__take_the_label_above_the_mask_and_equal_scikit_learn():
+    score, mask, label, highest = labelled()
+    figures = MetricCollection({"auroc": ImageAUROC(), "ap": ImageAveragePrecision(), "f1": ImageF1Max()})
+    for part in (slice(0, 5), slice(5, 12)):
+        figures.update(score[part], mask[part], image_label=label[part])
+    values = figures.compute()
+    truth, of_images = label[:10].numpy(), np.array(highest[:10])
+    assert float(values["auroc"]) == pytest.approx(roc_auc_score(truth, of_images), abs=1e-9)
+    assert float(values["ap"]) == pytest.approx(average_precision_score(truth, of_images), abs=1e-9)
+    flagged = [(2 * (truth & (of_images >= t)).sum() / ((of_images >= t).sum() + truth.sum()), t) for t in of_images]
+    assert float(values["image_f1_max"]) == pytest.approx(max(flagged)[0])
+    assert float(values["image_f1_max_threshold"]) == pytest.approx(max(flagged)[1])
+    assert sorted(len(g) for g in figures.compute_groups.values()) == [3]
+
+
+def test_image_scores__count_the_finite_scores_of_an_image_without_a_mask_and_no_ignored_pixel_elsewhere():
+    score, mask, label, _ = labelled()
+    before = image_scores(score, mask, label)
+    score[3, 1, 1] = torch.nan
+    score[0, 0] = 100.0
+    values, labels = image_scores(score, mask, label)
+    kept = torch.ones(12, dtype=torch.bool)
+    kept[[3, 10, 11]] = False
+    assert torch.equal(values[kept], before[0][kept])
+    assert float(values[3]) == float(score[3][torch.isfinite(score[3])].max())
+    assert labels.tolist() == label.tolist()
+    assert values[10:].isnan().all()
+    assert image_scores(score, torch.full_like(mask, 255))[1].tolist() == [255] * 12  # nothing is known without a label
+
+
+@pytest.mark.parametrize("label", [torch.tensor([0, 2]), torch.tensor([0]), torch.tensor([0.0, 0.5])])
+def test_image_scores__refuse_other_labels(label):
+    with pytest.raises(ValueError, match=r"Expected image labels 0 \(normal\), 1 \(anomalous\) or 255"):
+        image_scores(torch.zeros(2, 3, 3), torch.zeros(2, 3, 3, dtype=torch.long), label)
 
 
 @pytest.mark.parametrize(
