@@ -146,19 +146,38 @@ def _local_moments(centred: Tensor, weight: Tensor, sigma: float) -> tuple[Tenso
     return mean, (power - mean.square()).clamp_min(0.0).sqrt()
 
 
-def _derivatives(intensity: Tensor, weight: Tensor, sigma: float) -> Tensor:
-    """Compute σ |∇f| and σ² times both eigenvalues of the Hessian of the smoothed (B, 1, H, W) intensity: (B, 3, H, W)."""
-    g, first, second = _kernels(sigma, intensity)
-    both = torch.cat([intensity, weight], 1)  # N and D of the formula, filtered in one go
-    n, d = _separable(both, g, g).unbind(1)
+def gaussian_jet(image: Tensor, weight: Tensor, sigma: float) -> Tensor:
+    """Compute the derivatives up to the second order of every band, smoothed by a Gaussian.
+
+    Args:
+        image: (B, C, H, W) finite, 0 where there is no data.
+        weight: (B, 1, H, W) float, 1 where there is data and 0 elsewhere.
+        sigma: standard deviation σ of the Gaussian in pixels, at least 0.5.
+
+    Returns:
+        (5, B, C, H, W) in units of the image: σ f_u, σ f_v, σ² f_uu, σ² f_vv and σ² f_uv, with u down the rows and v along them.
+    """
+    g, first, second = _kernels(sigma, image)
+    both = torch.cat([image, weight], 1)  # N and D of the formula, filtered in one go
+
+    def filtered(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        response = _separable(both, rows, columns)
+        return response[:, :-1], response[:, -1:]
+
+    n, d = filtered(g, g)
     d = d.clamp_min(torch.finfo(d.dtype).tiny)
     f = n / d
-    (n_u, d_u), (n_v, d_v) = _separable(both, first, g).unbind(1), _separable(both, g, first).unbind(1)
+    (n_u, d_u), (n_v, d_v) = filtered(first, g), filtered(g, first)
     f_u, f_v = (n_u - f * d_u) / d, (n_v - f * d_v) / d
-    (n_uu, d_uu), (n_vv, d_vv) = _separable(both, second, g).unbind(1), _separable(both, g, second).unbind(1)
-    n_uv, d_uv = _separable(both, first, first).unbind(1)
+    (n_uu, d_uu), (n_vv, d_vv) = filtered(second, g), filtered(g, second)
+    n_uv, d_uv = filtered(first, first)
     f_uu, f_vv = (n_uu - 2 * f_u * d_u - f * d_uu) / d, (n_vv - 2 * f_v * d_v - f * d_vv) / d
-    f_uv = (n_uv - f_u * d_v - f_v * d_u - f * d_uv) / d
+    return torch.stack([f_u, f_v, f_uu, f_vv, (n_uv - f_u * d_v - f_v * d_u - f * d_uv) / d])
+
+
+def _derivatives(intensity: Tensor, weight: Tensor, sigma: float) -> Tensor:
+    """Compute σ |∇f| and σ² times both eigenvalues of the Hessian of the smoothed (B, 1, H, W) intensity: (B, 3, H, W)."""
+    f_u, f_v, f_uu, f_vv, f_uv = gaussian_jet(intensity, weight, sigma)[:, :, 0]
     half = (f_uu + f_vv) / 2
     spread = ((f_uu - f_vv) / 2).hypot(f_uv)
     return torch.stack([f_u.hypot(f_v), half + spread, half - spread], 1)

@@ -1,0 +1,124 @@
+"""Describe the pixels of a surface by what its light does not change: derivatives, energies of texture, and contrasts of two sides.
+
+Streaks, weaves and other textures with a direction call for features that keep it: the derivative along a streak is small and that
+across it is large, and only their joint distribution shows a scratch that runs the other way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from anomseg.functional.filter_bank import gaussian_filter, gaussian_jet
+from anomseg.sample import fill_nodata
+
+_POWER_FLOOR = 1e-5  # of squared derivatives of the logarithm: half a per cent of light
+
+
+def log_light(image: Tensor, floor: float = 0.02) -> Tensor:
+    """Take the exposure out: ln((x + floor) / (median + floor)) for each band of each image.
+
+    Args:
+        image: (B, C, H, W) of light in [0, 1], NaN where there is no data; values below 0 count as 0.
+        floor: about the noise of the dark, in units of the image.
+
+    Returns:
+        (B, C, H, W) float32, NaN where there is no data.
+    """
+    light = image.float().clamp_min(0.0)
+    median = light.flatten(2).nanmedian(-1).values[..., None, None]
+    return ((light + floor) / (median + floor)).log()
+
+
+@torch.no_grad()
+def directional_derivatives(light: Tensor, sigmas: Sequence[float] = (1.0, 2.0, 4.0), floor: float = 1e-3) -> Tensor:
+    """Compute the five derivatives up to the second order at every scale, each divided by its median length in the image.
+
+    The division lets a rough surface and a smooth one of one kind share their statistics.
+
+    Args:
+        light: (B, C, H, W), such as that of `log_light`; NaN where there is no data.
+        sigmas: of the Gaussians, in pixels.
+        floor: added to the medians, in units of the image.
+
+    Returns:
+        (B, 5 S C, H, W) float32 for S scales, finite; 0 where there is no data.
+    """
+    filled, valid = fill_nodata(light)
+    weight = valid[:, None].float()
+    jets = torch.cat([d for sigma in sigmas for d in gaussian_jet(filled * weight, weight, sigma)], 1)
+    inside = torch.where(valid[:, None], jets.abs(), torch.nan).flatten(2)
+    typical = inside.nanmedian(-1).values.nan_to_num(0.0) + floor
+    return torch.where(valid[:, None], jets / typical[..., None, None], 0.0)
+
+
+@torch.no_grad()
+def log_energies(light: Tensor, sigma: float = 1.0, smoothing: float = 3.0) -> Tensor:
+    """Compute the logarithm of the local power of the five derivatives.
+
+    Args:
+        light: (B, C, H, W); NaN where there is no data.
+        sigma: of the derivatives, in pixels.
+        smoothing: of the power, in pixels.
+
+    Returns:
+        (B, 5 C, H, W) float32, finite; 0 where there is no data.
+    """
+    filled, valid = fill_nodata(light)
+    weight = valid[:, None].float()
+    power = gaussian_jet(filled * weight, weight, sigma).square().movedim(0, 1).flatten(1, 2)
+    smoothed = gaussian_filter(torch.where(valid[:, None], power, torch.nan), smoothing)
+    return torch.where(valid[:, None], (smoothed + _POWER_FLOOR).log(), 0.0)
+
+
+@torch.no_grad()
+def window_contrasts(features: Tensor, valid: Tensor, windows: Sequence[tuple[int, int]] = ((7, 15), (13, 31))) -> Tensor:
+    """Compare the two sides of every pixel: the mean of a window above minus that below, and left minus right.
+
+    A contrast shrinks in proportion to the data that its smaller side holds, so that the border of the image raises none.
+
+    Args:
+        features: (B, D, H, W); values where `valid` is False play no part.
+        valid: (B, H, W) bool.
+        windows: (depth, width) of each side in pixels, the width odd.
+
+    Returns:
+        (B, 2 D W, H, W) float32 for W windows: for each of them D vertical contrasts, then D horizontal ones.
+
+    Raises:
+        ValueError: a window is empty or its width even.
+    """
+    if any(depth < 1 or width < 1 or width % 2 == 0 for depth, width in windows):
+        raise ValueError(f"Expected windows of a depth >= 1 and an odd width, but got {tuple(windows)}.")
+    weight = valid[:, None].double()
+    sums = _integral(torch.where(valid[:, None], features, 0.0).double())
+    counts = _integral(weight)
+    found = []
+    for depth, width in windows:
+        half = width // 2
+        across = (-half, half + 1)
+        for first, second in (
+            (((-depth, 0), across), ((0, depth), across)),
+            ((across, (-depth, 0)), (across, (0, depth))),
+        ):
+            n, m = (_window_sum(counts, *side) for side in (first, second))
+            contrast = _window_sum(sums, *first) / n.clamp_min(1) - _window_sum(sums, *second) / m.clamp_min(1)
+            found.append((contrast * torch.minimum(n, m) / (depth * width)).float())
+    return torch.cat(found, 1)
+
+
+def _integral(x: Tensor) -> Tensor:
+    """Sum up from the upper left corner, with a row and a column of zeros before: (B, C, H + 1, W + 1)."""
+    return torch.nn.functional.pad(x.cumsum(-2).cumsum(-1), (1, 0, 1, 0))
+
+
+def _window_sum(integral: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+    """Sum over the window [y + rows[0], y + rows[1]) x [x + columns[0], x + columns[1]) of every pixel, clipped to the image."""
+    height, width = integral.shape[-2] - 1, integral.shape[-1] - 1
+    y, x = (torch.arange(n, device=integral.device) for n in (height, width))
+    top, bottom = ((y + r).clamp(0, height) for r in rows)
+    left, right = ((x + c).clamp(0, width) for c in columns)
+    upper, lower = integral[..., top, :], integral[..., bottom, :]
+    return lower[..., right] - lower[..., left] - upper[..., right] + upper[..., left]

@@ -1,0 +1,151 @@
+"""Gaussians of texture for each place on a part: what to try before a network where surfaces are inspected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from anomseg.calibration.base import Calibration
+from anomseg.errors import NotFittedError
+from anomseg.functional.binned_gaussian import BinnedMoments, binned_gaussians, binned_mahalanobis, binned_moments, merge_binned
+from anomseg.functional.border import border_bins
+from anomseg.functional.filter_bank import gaussian_filter
+from anomseg.functional.surface_features import directional_derivatives, log_energies, log_light, window_contrasts
+from anomseg.methods.base import AnomalySegmenter
+from anomseg.methods.position_statistics import BorderStatistics
+from anomseg.methods.training_data import gathered_objects, normal_pixels, training_batches
+from anomseg.sample import finite_pixels
+
+Family = Literal["derivatives", "contrasts", "energies"]
+_FLOOR = 1e-3  # of squared distances under the logarithm
+
+
+class PositionGaussian(AnomalySegmenter):
+    """Score a pixel by how badly its texture fits the normal pixels **of its place**, the distances to the border of the image.
+
+    The dark rim of a part dominates every map that does not know where the border is. For each family of features and each bin of the
+    distance to the nearer border of both axes there is one Gaussian (`binned_gaussians`); the squared distances' logarithms are smoothed,
+    standardised over the normal training pixels of each bin, and averaged over the families. Nothing is learnt by descent.
+
+    - `derivatives`: directional derivatives up to the second order at three scales (`directional_derivatives`): small, sharp defects.
+    - `contrasts`: light and energies on the two sides of a pixel (`window_contrasts`): the edge of a patch that looks normal inside.
+    - `energies`: local power of the derivatives against the image's own median (`log_energies`): another texture.
+
+    The images must be whole parts, not tiles of them, and in [0, 1] (light).
+
+    Args:
+        in_channels: bands of the images.
+        families: of features; their scores are averaged.
+        cuts: distances in pixels (after `shrink`) at which a new bin begins; none gives one Gaussian for all places.
+        pooled: weight of the covariance within all bins in that of each.
+        shrink: images are averaged over squares of this side first, and the score is enlarged.
+        smoothing: standard deviation of a Gaussian over the score in pixels after `shrink`; 0 for none.
+        calibration: see `AnomalySegmenter`.
+
+    Raises:
+        ValueError: an argument is out of its range; the images have another band count, or no pixel is normal.
+        NotFittedError: scored before fitting.
+
+    Source: a Gaussian for each place as in Defard et al., "PaDiM", ICPR 2021, here for distances instead of pixels, so that parts of any
+    size share their statistics, and for derivatives instead of pretrained features.
+    """
+
+    learns = False
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        families: Sequence[Family] = ("derivatives", "contrasts", "energies"),
+        cuts: Sequence[int] = (2, 4, 7, 12, 20, 32),
+        pooled: float = 0.05,
+        shrink: int = 1,
+        smoothing: float = 2.0,
+        calibration: Calibration | None = None,
+    ) -> None:
+        super().__init__(calibration)
+        unknown = [family for family in families if family not in get_args(Family)]
+        if unknown or not families or len(set(families)) < len(families):
+            raise ValueError(f"Expected some of {get_args(Family)}, each once, but got families={list(families)}.")
+        if in_channels < 1 or shrink < 1 or (smoothing and smoothing < 0.5):
+            raise ValueError(
+                f"Expected in_channels and shrink >= 1 and smoothing 0 or >= 0.5, but got {in_channels}, {shrink} and {smoothing}."
+            )
+        border_bins((1, 1), cuts)  # raises if the cuts are none
+        self.in_channels, self.families, self.cuts, self.pooled = in_channels, list(families), list(cuts), pooled
+        self.shrink, self.smoothing = shrink, smoothing
+        for family in families:
+            self.register_buffer(f"mean_{family}", torch.empty(0, dtype=torch.float64))
+            self.register_buffer(f"precision_{family}", torch.empty(0, dtype=torch.float64))
+        self.levels = nn.ModuleDict({family: BorderStatistics(cuts) for family in families})
+
+    def on_train_start(self) -> None:
+        """Fit everything: one pass for the Gaussians, and one for the level that each family's score has in each place."""
+        self._fit_gaussians()
+        for family in self.families:
+            maps = ((self._distances(family, light, valid), normal) for light, valid, normal in self._normal_parts())
+            cast(BorderStatistics, self.levels[family]).fit(maps)
+
+    def score(self, image: Tensor) -> Tensor:
+        """Score (B, C, H, W); see the base class."""
+        if not cast(BorderStatistics, self.levels[self.families[0]]).mean.numel():
+            raise NotFittedError("Expected a fitted PositionGaussian, but it holds no statistics. Call `trainer.fit` first.")
+        small, valid = self._small(image)
+        score = torch.stack([self.levels[family](self._distances(family, small, valid), valid) for family in self.families]).mean(0)
+        if self.shrink > 1:
+            score = interpolate(score[:, None], image.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        return torch.where(finite_pixels(image), score, 0.0)
+
+    def _small(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Shrink the images, and take their exposure out: (B, C, h, w) with NaN where there is no data, and where there is."""
+        if image.shape[1] != self.in_channels:
+            raise ValueError(f"Expected images of {self.in_channels} bands, as in training, but got {image.shape[1]}.")
+        if self.shrink > 1:
+            image = torch.nn.functional.avg_pool2d(image, self.shrink, ceil_mode=True, count_include_pad=False)
+        valid = finite_pixels(image)
+        return log_light(torch.where(valid[:, None], image, torch.nan)), valid
+
+    def _features(self, family: str, light: Tensor, valid: Tensor) -> Tensor:
+        if family == "derivatives":
+            return directional_derivatives(light)
+        if family == "contrasts":
+            return window_contrasts(torch.cat([light, log_energies(light, smoothing=1.0)], 1), valid)
+        energies = log_energies(light)
+        typical = torch.where(valid[:, None], energies, torch.nan).flatten(2).nanmedian(-1).values.nan_to_num(0.0)
+        return torch.where(valid[:, None], energies - typical[..., None, None], 0.0)
+
+    def _distances(self, family: str, light: Tensor, valid: Tensor) -> Tensor:
+        """Compute the smoothed logarithm of the squared distances: (B, h, w), 0 where there is no data."""
+        bins = border_bins((light.shape[-2], light.shape[-1]), self.cuts, light.device)
+        mean, precision = (getattr(self, f"{kind}_{family}") for kind in ("mean", "precision"))
+        distance = binned_mahalanobis(self._features(family, light, valid), bins, mean, precision)
+        scored = torch.where(valid, (distance + _FLOOR).log(), torch.nan)
+        return (gaussian_filter(scored[:, None], self.smoothing)[:, 0] if self.smoothing else scored).nan_to_num(0.0)
+
+    def _normal_parts(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Serve light, data and normal pixels of the training data."""
+        for batch in training_batches(self):
+            light, valid = self._small(batch["image"])
+            normal = normal_pixels(batch)
+            if self.shrink > 1:
+                normal = -torch.nn.functional.max_pool2d(-normal.float(), self.shrink, ceil_mode=True) > 0
+            yield light, valid, normal & valid
+
+    def _fit_gaussians(self) -> None:
+        found: list[BinnedMoments] | None = None
+        bins_count = (len(self.cuts) + 1) ** 2
+        for light, valid, normal in self._normal_parts():
+            bins = border_bins((light.shape[-2], light.shape[-1]), self.cuts, light.device)
+            new = [binned_moments(self._features(f, light, valid), bins, normal, bins_count) for f in self.families]
+            found = new if found is None else [merge_binned(a, b) for a, b in zip(found, new, strict=True)]
+        parts = [part for part in gathered_objects(found) if part is not None]
+        if not parts:
+            raise ValueError("Expected training images to fit PositionGaussian to, but the training data serve none.")
+        for family, moments in zip(self.families, zip(*parts, strict=True), strict=True):
+            mean, precision = binned_gaussians(reduce(merge_binned, moments), self.pooled)
+            setattr(self, f"mean_{family}", mean.to(self.device))
+            setattr(self, f"precision_{family}", precision.to(self.device))

@@ -1,0 +1,72 @@
+"""Standardise a score by the place it has on a part, so that a noisy rim does not set the maximum of every map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from anomseg.errors import NotFittedError
+from anomseg.functional.binned_gaussian import binned_moments, merge_binned
+from anomseg.functional.border import border_bins
+from anomseg.methods.training_data import gathered_objects
+
+
+class BorderStatistics(nn.Module):
+    """Subtract the mean of a score's place and divide by its deviation, both over normal pixels; places as in `border_bins`.
+
+    Deviations are drawn towards that of all places, with the weight of `prior` pixels.
+
+    Args:
+        cuts: distances from the border in pixels at which a new bin begins.
+        prior: pixels, at least 1.
+
+    Raises:
+        ValueError: an argument is out of its range; in fitting, no pixel is normal.
+        NotFittedError: used before fitting.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, cuts: Sequence[int] = (2, 4, 7, 12, 20, 32), prior: float = 100.0) -> None:
+        super().__init__()
+        border_bins((1, 1), cuts)
+        if prior < 1:
+            raise ValueError(f"Expected prior >= 1 pixel, but got {prior}.")
+        self.cuts, self.prior = list(cuts), prior
+        self.register_buffer("mean", torch.empty(0))
+        self.register_buffer("deviation", torch.empty(0))
+
+    def fit(self, maps: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Gather the statistics of every place, on all ranks.
+
+        Args:
+            maps: (B, H, W) scores and (B, H, W) bool, True where a pixel is normal and has data.
+        """
+        count = (len(self.cuts) + 1) ** 2
+        found = [
+            binned_moments(score[:, None], border_bins((score.shape[-2], score.shape[-1]), self.cuts, score.device), valid, count)
+            for score, valid in maps
+        ]
+        device = self.mean.device
+        parts = [part for part in gathered_objects(reduce(merge_binned, found) if found else None) if part is not None]
+        total = reduce(merge_binned, parts) if parts else None
+        if total is None or not total.count.sum() > 0:
+            raise ValueError("Expected normal pixels to fit the statistics of places to, but got none.")
+        n, first, second = total.count, total.total[:, 0], total.square[:, 0, 0]
+        overall = first.sum() / n.sum()
+        variance = (second.sum() / n.sum() - overall.square()).clamp_min(torch.finfo(torch.float32).tiny)
+        mean = (first + self.prior * overall) / (n + self.prior)
+        scatter = (second - 2 * mean * first + n * mean.square()).clamp_min(0.0)
+        self.mean = mean.float().to(device)
+        self.deviation = ((scatter + self.prior * variance) / (n + self.prior)).sqrt().float().to(device)
+
+    def forward(self, score: Tensor, valid: Tensor) -> Tensor:
+        """Standardise (B, H, W) scores; 0 where `valid` (B, H, W) is False."""
+        if not self.mean.numel():
+            raise NotFittedError("Expected fitted statistics of places, but there are none. Call `trainer.fit` first.")
+        bins = border_bins((score.shape[-2], score.shape[-1]), self.cuts, score.device)
+        return torch.where(valid, (score - self.mean[bins]) / self.deviation[bins], 0.0)

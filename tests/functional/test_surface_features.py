@@ -1,0 +1,77 @@
+"""Features of surfaces: invariance to exposure, closed forms, and pixels without data."""
+
+import pytest
+import torch
+
+from anomseg.functional.surface_features import directional_derivatives, log_energies, log_light, window_contrasts
+
+
+@pytest.fixture
+def image():
+    return torch.rand(2, 1, 40, 33, generator=torch.Generator().manual_seed(0)) * 0.6 + 0.2
+
+
+def test_log_light__takes_the_exposure_out(image):
+    torch.testing.assert_close(log_light(image * 0.5, 0.0), log_light(image, 0.0))
+    assert log_light(image).flatten(1).median(1).values.abs().max() < 1e-6
+
+
+def test_log_light__keeps_missing_pixels_missing_and_out_of_the_median(image):
+    holed = image.clone()
+    holed[0, :, 3:5, 4:9] = torch.nan
+    light = log_light(holed)
+    assert light.isnan().equal(holed.isnan())
+    torch.testing.assert_close(light[1], log_light(image)[1])
+
+
+def test_derivatives__tell_the_direction_of_streaks():
+    streaks = (torch.arange(48.0) * 1.3).sin().expand(1, 1, 48, 48) * 0.1
+    along, across = directional_derivatives(streaks, (1.0,), floor=1.0)[0, :2, 12:36, 12:36].abs().mean((1, 2))
+    assert along < 1e-4
+    assert across > 0.01
+
+
+def test_derivatives__do_not_change_with_the_contrast_of_the_image(image):
+    light = log_light(image)
+    torch.testing.assert_close(
+        directional_derivatives(3 * light, floor=0.0), directional_derivatives(light, floor=0.0), rtol=1e-3, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("described", [directional_derivatives, log_energies])
+def test_features__do_not_see_what_lies_under_missing_pixels(image, described):
+    light = log_light(image)
+    light[:, :, 10:14, 10:14] = torch.nan
+    found = described(light)
+    assert torch.isfinite(found).all()
+    assert not found[:, :, 10:14, 10:14].any()
+    assert found.shape[-2:] == image.shape[-2:]
+
+
+def test_energies__rise_where_the_texture_is_rough():
+    light = torch.randn(1, 1, 32, 64, generator=torch.Generator().manual_seed(1)) * 0.01
+    light[..., 32:] *= 10
+    found = log_energies(light)[0]
+    assert (found[:, :, 44:].mean((1, 2)) - found[:, :, :20].mean((1, 2)) > 2).all()
+
+
+def test_contrasts__equal_plain_means_of_both_sides(image):
+    valid = torch.ones(2, 40, 33, dtype=torch.bool)
+    found = window_contrasts(image, valid, ((3, 5),))
+    y, x = 20, 15
+    upper, lower = image[:, 0, y - 3 : y, x - 2 : x + 3].mean((1, 2)), image[:, 0, y : y + 3, x - 2 : x + 3].mean((1, 2))
+    torch.testing.assert_close(found[:, 0, y, x], upper - lower, rtol=1e-4, atol=1e-6)
+    left, right = image[:, 0, y - 2 : y + 3, x - 3 : x].mean((1, 2)), image[:, 0, y - 2 : y + 3, x : x + 3].mean((1, 2))
+    torch.testing.assert_close(found[:, 1, y, x], left - right, rtol=1e-4, atol=1e-6)
+
+
+def test_contrasts__of_a_constant_are_zero_up_to_the_border_and_beside_holes(image):
+    valid = torch.ones(2, 40, 33, dtype=torch.bool)
+    valid[:, 5:9, 5:9] = False
+    features = torch.where(valid[:, None], torch.full_like(image, 7.0), torch.nan)
+    assert window_contrasts(features, valid).abs().max() < 1e-5
+
+
+def test_contrasts__reject_even_windows(image):
+    with pytest.raises(ValueError, match="odd width"):
+        window_contrasts(image, torch.ones(2, 40, 33, dtype=torch.bool), ((3, 4),))

@@ -1,0 +1,107 @@
+"""Gaussians of each place on a part."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from anomseg.checkpoint import load
+from anomseg.errors import NotFittedError
+from anomseg.methods.position_gaussian import PositionGaussian
+from anomseg.sample import collate
+
+
+def part(seed, defect=False, size=(48, 40), void=False):
+    """Draw a noisy part with a rough, dark rim, and a scratch along a row well inside of it."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(size, generator=generator)
+    rim = torch.ones(size, dtype=torch.bool)
+    rim[4:-4, 4:-4] = False
+    image = torch.where(rim, 0.2 + 0.03 * noise, 0.6 + 0.02 * noise).clamp(0.01, 1.0)
+    mask = torch.zeros(size, dtype=torch.int64)
+    if defect:
+        row = int(torch.randint(14, size[0] - 14, (1,), generator=generator))
+        image[row, 12:30] -= 0.09
+        mask[row, 12:30] = 1
+    if void:
+        mask[20:24, 20:24] = 255
+    return {"image": image[None], "mask": mask, "name": f"{seed}"}
+
+
+def loader(samples, batch_size=4):
+    return DataLoader(samples, batch_size=batch_size, collate_fn=collate)
+
+
+def trainer(folder):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    return pl.Trainer(default_root_dir=folder, num_sanity_val_steps=0, enable_checkpointing=False, **quiet)
+
+
+def fitted(folder, samples=None, **options):
+    method = PositionGaussian(**options)
+    loop = trainer(folder)
+    loop.fit(method, loader(samples or [part(s) for s in range(12)]), loader([part(s) for s in range(50, 54)]))
+    return method.eval(), loop
+
+
+def test_position_gaussian__finds_scratches_that_a_rim_hides_from_one_gaussian(tmp_path):
+    test = loader([part(100 + s, defect=s % 2 == 0) for s in range(16)])
+    figures = {}
+    for cuts in ((), (2, 4, 8)):
+        method, loop = fitted(tmp_path, families=["derivatives"], cuts=cuts, smoothing=0.5)
+        figures[cuts] = loop.test(method, test, verbose=False)[0]["test_auroc"]
+    assert figures[2, 4, 8] > 0.95
+    assert figures[()] < 0.7
+
+
+def test_position_gaussian__reloads_to_the_same_map(tmp_path):
+    method, loop = fitted(tmp_path, cuts=(3,), shrink=2)
+    loop.save_checkpoint(tmp_path / "gaussian.ckpt")
+    image = part(7, defect=True, size=(45, 39))["image"][None]
+    assert method(image).shape == (1, 45, 39)
+    torch.testing.assert_close(load(tmp_path / "gaussian.ckpt")(image), method(image))
+
+
+def test_position_gaussian__does_not_see_the_exposure(tmp_path):
+    method, _ = fitted(tmp_path, cuts=(3,))
+    image = part(7, defect=True)["image"][None]
+    torch.testing.assert_close(method.score(0.8 * image + 0.0), method.score(image), rtol=0.2, atol=0.2)
+
+
+def test_position_gaussian__learns_nothing_from_void_or_missing_pixels(tmp_path):
+    samples, spoilt = [part(s, void=True) for s in range(6)], [part(s, void=True) for s in range(6)]
+    plain, _ = fitted(tmp_path, samples, families=["derivatives"])
+    for sample in spoilt:
+        sample["mask"][30:33, 8:12] = 255
+        sample["image"][:, 30:33, 8:12] = torch.nan
+    for sample in samples:
+        sample["mask"][30:33, 8:12] = 255
+    holed, _ = fitted(tmp_path, spoilt, families=["derivatives"])
+    assert torch.isfinite(holed.precision_derivatives).all()
+    image = part(9)["image"][None].clone()
+    image[..., 5:8, 5:8] = torch.nan
+    for method in (plain, holed):
+        assert torch.isfinite(method.score_map(image)).all()
+
+
+def test_position_gaussian__takes_several_bands(tmp_path):
+    samples = [{**s, "image": s["image"].repeat(3, 1, 1)} for s in map(part, range(4))]
+    method = PositionGaussian(3, families=["derivatives"])
+    trainer(tmp_path).fit(method, loader(samples), loader(samples))
+    assert method.score_map(samples[0]["image"][None]).shape == (1, 48, 40)
+    with pytest.raises(ValueError, match="3 bands"):
+        method.score(torch.rand(1, 1, 8, 8))
+
+
+def test_position_gaussian__is_not_used_before_it_is_fitted():
+    with pytest.raises(NotFittedError, match=r"trainer\.fit"):
+        PositionGaussian().score(torch.rand(1, 1, 16, 16))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"families": []}, {"families": ["colour"]}, {"cuts": (4, 2)}, {"shrink": 0}, {"in_channels": 0}, {"smoothing": 0.2}],
+)
+def test_position_gaussian__refuses_arguments_outside_their_range(wrong):
+    with pytest.raises(ValueError, match="Expected"):
+        PositionGaussian(**wrong)
