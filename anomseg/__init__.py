@@ -13,12 +13,28 @@ from anomseg.version import __version__
 
 if TYPE_CHECKING:
     from anomseg.calibration.quantile import QuantileCalibration, RankCalibration
+    from anomseg.callbacks.collapse_monitor import CollapseMonitor
+    from anomseg.callbacks.collapse_monitor_rules import CollapseLimits
+    from anomseg.callbacks.defect_validator import DefectValidator
+    from anomseg.callbacks.reconstruction_strips import ReconstructionStrips
     from anomseg.callbacks.scene_writer import SceneWriter
     from anomseg.checkpoint import load
     from anomseg.data.augment import Albumentations, FlipRotate
     from anomseg.data.change import ChangeDataModule
     from anomseg.data.change_folders import ChangeLayout, PairFiles
     from anomseg.data.class_rule import ClassAsNormal, ClassTable, IndexThreshold
+    from anomseg.data.defects import (
+        Blend,
+        Blur,
+        ColourShift,
+        Corruption,
+        CutPaste,
+        Hole,
+        PerlinTexture,
+        Scar,
+        StructuralShift,
+        default_defects,
+    )
     from anomseg.data.driving import DrivingDataModule
     from anomseg.data.driving_augment import MirrorZoom
     from anomseg.data.driving_layouts import DrivingLayout
@@ -26,6 +42,11 @@ if TYPE_CHECKING:
     from anomseg.data.hyperspectral import HyperspectralDataModule
     from anomseg.data.image_folders import FolderLayout
     from anomseg.data.image_split import NameSplit, ShareSplit
+    from anomseg.data.industrial import IndustrialDataModule
+    from anomseg.data.industrial_layouts import IndustrialLayout
+    from anomseg.data.industrial_patches import PatchRule
+    from anomseg.data.industrial_sets import IndustrialSet
+    from anomseg.data.industrial_split import SessionSplit
     from anomseg.data.outlier_paste import OutlierPaste
     from anomseg.data.outlier_sources import MaskedObjects, RGBACutouts, SyntheticOutliers, TextureCrops
     from anomseg.data.pair_augment import GainOffset, PairAugmentation
@@ -35,8 +56,11 @@ if TYPE_CHECKING:
     from anomseg.data.synthetic import SyntheticDataModule
     from anomseg.data.synthetic_change import SyntheticChangeDataModule
     from anomseg.data.synthetic_driving import SyntheticDrivingDataModule
+    from anomseg.data.synthetic_industrial import SyntheticIndustrialDataModule
     from anomseg.data.synthetic_pairs import PairDifficulty
     from anomseg.functional.area_rx import area_filtered_rx, fuse_scores, pca_local_rx
+    from anomseg.functional.bootstrap import bootstrap_auroc
+    from anomseg.functional.clustering import class_separation
     from anomseg.functional.crd import pca_collaborative_representation
     from anomseg.functional.filter_bank import filter_bank
     from anomseg.functional.irmad import irmad
@@ -55,6 +79,8 @@ if TYPE_CHECKING:
     from anomseg.methods.normal_density import NormalDensity
     from anomseg.methods.pebal import PEBAL
     from anomseg.methods.pebal_training import PEBALLoss
+    from anomseg.methods.position_gaussian import PositionGaussian
+    from anomseg.methods.position_statistics import BorderStatistics
     from anomseg.methods.readouts import MSP, Energy, Entropy, MaxLogit, StandardizedMaxLogit
     from anomseg.methods.residual_pattern import RPL, RPLLoss
     from anomseg.methods.rx import RX
@@ -62,6 +88,7 @@ if TYPE_CHECKING:
     from anomseg.methods.svdd import SVDD
     from anomseg.methods.svdd_inputs import Texture
     from anomseg.methods.svdd_training import SVDDTraining
+    from anomseg.metrics.bootstrap import ImageBootstrap
     from anomseg.metrics.change import BoundaryF1, ChangeConfusion
     from anomseg.metrics.components import ComponentF1
     from anomseg.metrics.heat import CalibrationError, PixelBCE
@@ -70,6 +97,8 @@ if TYPE_CHECKING:
         F1Max,
         FPRAtTPR,
         ImageAUROC,
+        ImageAveragePrecision,
+        ImageF1Max,
         OracleIoU,
         PixelAUROC,
         PixelAveragePrecision,
@@ -102,6 +131,9 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "AnomalySegmenter",
     "AreaRX",
     "Binarise",
+    "Blend",
+    "Blur",
+    "BorderStatistics",
     "BoundaryF1",
     "CalibrationError",
     "ChangeConfusion",
@@ -113,10 +145,16 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "ChangeVector",
     "ClassAsNormal",
     "ClassTable",
+    "CollapseLimits",
+    "CollapseMonitor",
+    "ColourShift",
     "CompactSegmenter",
     "ComparisonRow",
     "ComponentF1",
+    "Corruption",
+    "CutPaste",
     "DeepLabV3Plus",
+    "DefectValidator",
     "Detectability",
     "DirectDetection",
     "DirectTraining",
@@ -132,9 +170,16 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "GainOffset",
     "GlobalShift",
     "GroupSplit",
+    "Hole",
     "HyperspectralDataModule",
     "ImageAUROC",
+    "ImageAveragePrecision",
+    "ImageBootstrap",
+    "ImageF1Max",
     "IndexThreshold",
+    "IndustrialDataModule",
+    "IndustrialLayout",
+    "IndustrialSet",
     "MaskedObjects",
     "MaxLogit",
     "MeanIoU",
@@ -148,27 +193,35 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "PairDifficulty",
     "PairFiles",
     "PatchDescriptor",
+    "PatchRule",
     "PerRegionOverlap",
+    "PerlinTexture",
     "PixelAUROC",
     "PixelAveragePrecision",
     "PixelBCE",
     "PixelDescriptor",
+    "PositionGaussian",
     "QuantileCalibration",
     "RGBACutouts",
     "RPLLoss",
     "RankCalibration",
+    "ReconstructionStrips",
     "RemoteSensingDataModule",
     "SVDDTraining",
+    "Scar",
     "SceneWriter",
     "SegmentationReadout",
     "Segmenter",
+    "SessionSplit",
     "ShareSplit",
     "SiameseUNet",
     "SiameseUNetSpec",
     "StandardizedMaxLogit",
+    "StructuralShift",
     "SyntheticChangeDataModule",
     "SyntheticDataModule",
     "SyntheticDrivingDataModule",
+    "SyntheticIndustrialDataModule",
     "SyntheticOutliers",
     "Texture",
     "TextureCrops",
@@ -179,9 +232,12 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "WideResNet38",
     "__version__",
     "area_filtered_rx",
+    "bootstrap_auroc",
     "check_sample",
+    "class_separation",
     "comparison_sheet",
     "cross_selective_scan",
+    "default_defects",
     "filter_bank",
     "fuse_scores",
     "global_rx",

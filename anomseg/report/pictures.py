@@ -32,7 +32,7 @@ _QUANTILES = (0.02, 0.98)
 _OUTLINE, _NORMAL_BARS, _ANOMALY_BARS = "#00E5FF", "#5B6C7D", "#D55E00"
 
 
-def false_colour(image: Tensor, wavelength: Sequence[float] | None = None) -> Tensor:
+def false_colour(image: Tensor, wavelength: Sequence[float] | None = None, scale_of: Tensor | None = None) -> Tensor:
     """Turn an image of any number of bands into a picture.
 
     Red, green and blue are the bands nearest to 650, 550 and 450 nm where the sensor has a band within 60 nm of each. Otherwise they
@@ -42,21 +42,26 @@ def false_colour(image: Tensor, wavelength: Sequence[float] | None = None) -> Te
     Args:
         image: (C, H, W); NaN in any band marks a pixel without data.
         wavelength: C band centres in nanometres, or None. Without them, bands count as ascending.
+        scale_of: (C, H', W') image whose quantiles stretch this one, so that both compare; None for its own.
 
     Returns:
         (H, W, 3) float32 in [0, 1]. Each channel is stretched between its 2 % and 98 % quantiles over pixels with data; a constant
         channel is 0.5; pixels without data are ``NODATA_GREY``.
 
     Raises:
-        ValueError: the image is not (C, H, W) or the wavelengths are not one a band.
+        ValueError: the image is not (C, H, W), the wavelengths are not one a band, or ``scale_of`` has other bands.
     """
     if image.ndim != 3:
         raise ValueError(f"Expected an image of shape (C, H, W), but got {tuple(image.shape)}. Pick one sample of a batch.")
     if wavelength is not None and len(wavelength) != image.shape[0]:
         raise ValueError(f"Expected {image.shape[0]} wavelengths, one a band, but got {len(wavelength)}. Drop those of removed bands.")
-    valid = finite_pixels(image[None])[0]
+    scale = image if scale_of is None else scale_of
+    if scale.ndim != 3 or scale.shape[0] != image.shape[0]:
+        raise ValueError(f"Expected scale_of with the {image.shape[0]} bands of the image, but got {tuple(scale.shape)}.")
+    valid, measured = finite_pixels(image[None])[0], finite_pixels(scale[None])[0]
     picked = _picture_bands(image.shape[0], wavelength)
-    channels = {band: _stretched(image[band].float(), valid).masked_fill(~valid, NODATA_GREY) for band in set(picked)}
+    limits = {band: _limits(scale[band].float()[measured]) for band in set(picked)}
+    channels = {band: _stretched(image[band].float(), *limits[band]).masked_fill(~valid, NODATA_GREY) for band in limits}
     return torch.stack([channels[band] for band in picked], dim=-1)
 
 
@@ -224,9 +229,8 @@ def _limits(values: Tensor) -> tuple[float, float]:
     return (low, high) if high - low > 1e-12 * max(1.0, abs(low)) else (low - 0.5, low + 0.5)
 
 
-def _stretched(band: Tensor, valid: Tensor) -> Tensor:
-    """Scale (H, W) so that its limits over the valid pixels become 0 and 1, and clip."""
-    low, high = _limits(band[valid])
+def _stretched(band: Tensor, low: float, high: float) -> Tensor:
+    """Scale (H, W) so that the limits become 0 and 1, and clip."""
     return ((band - low) / (high - low)).clamp(0, 1)
 
 

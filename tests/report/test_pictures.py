@@ -149,3 +149,13 @@ def test_scene_panel__shows_both_dates_of_a_pair():
     one = scene_panel(image, score, heatmap, mask)
     other = scene_panel(pair, score, heatmap, mask)
     assert torch.equal(torch.as_tensor(one.axes[0].images[0].get_array()), torch.as_tensor(other.axes[0].images[0].get_array()))
+
+
+def test_false_colour__of_another_images_scale_compares_with_it():
+    image = torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(false_colour(image, scale_of=image), false_colour(image))
+    darker = false_colour(image - 0.3, scale_of=image)
+    assert darker.mean() < false_colour(image).mean() - 0.2
+    assert torch.equal(false_colour(torch.zeros_like(image), scale_of=image), torch.zeros(20, 20, 3))
+    with pytest.raises(ValueError, match="3 bands of the image"):
+        false_colour(image, scale_of=image[:1])

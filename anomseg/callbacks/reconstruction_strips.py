@@ -1,0 +1,183 @@
+"""Draw what a method that rebuilds images makes of the same few images, epoch after epoch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from anomseg.callbacks.collapse_monitor_probe import Rebuilds, untouched
+from anomseg.errors import NotFittedError
+from anomseg.methods.base import AnomalySegmenter
+from anomseg.report.pictures import save_figure
+from anomseg.report.reconstruction_panel import Frame, reconstruction_strip, save_reconstruction_panel
+from anomseg.sample import ANOMALY, finite_pixels, flat_truth
+
+Source = Literal["validation", "test"]
+
+
+class _Shown(NamedTuple):
+    """Hold an image that is drawn; `mask` is None where there is no truth."""
+
+    name: str
+    image: Tensor
+    mask: Tensor | None
+    wavelength: Sequence[float] | None
+    anomalous: bool
+
+
+class ReconstructionStrips(pl.Callback):
+    """Draw input, reconstruction, residual, score, heat map and truth of a few images, and each of them over the epochs.
+
+    Writes `epoch-007/<name>.png` for each image and drawn epoch, and `summary_<name>.png` with all epochs so far; a `/` in a name becomes
+    a `-`. Each file is there whole or not at all. The images are chosen once: half of them normal and half anomalous, as far as there are
+    any. Nothing is chosen by these pictures, and training goes on as it would without them. Epochs of panels count from 0.
+
+    Args:
+        folder: where to write; it is made.
+        images: how many, >= 1, or their names.
+        every_n_epochs: epochs between two drawings, >= 1; the last epoch is drawn besides.
+        source: `validation` images, or those of the `test`, where industrial data has its defects. Who looks at test images while a net
+            learns should not choose an epoch by them.
+        columns: epochs in a summary at most, >= 2.
+
+    Attributes:
+        written: the files, in their order.
+
+    Raises:
+        ValueError: an argument is out of its range.
+        TypeError: the method does not rebuild images.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path = "anomseg-strips",
+        images: int | Sequence[str] = 4,
+        every_n_epochs: int = 1,
+        source: Source = "validation",
+        columns: int = 10,
+    ) -> None:
+        if every_n_epochs < 1 or columns < 2 or source not in get_args(Source) or (images < 1 if isinstance(images, int) else not images):
+            raise ValueError(
+                f"Expected images >= 1 or names, every_n_epochs >= 1, columns >= 2 and source of {get_args(Source)}, "
+                f"but got {images!r}, {every_n_epochs}, {columns} and {source!r}."
+            )
+        self.folder, self.images, self.every_n_epochs = Path(folder), images, every_n_epochs
+        self.source, self.columns = source, columns
+        self.written: list[Path] = []
+        self._shown: list[_Shown] | None = None
+        self._frames: dict[str, list[Frame]] = {}
+        self._drawn = -1
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse a method without reconstructions before any work is done, and begin anew."""
+        if not isinstance(pl_module, Rebuilds):
+            raise TypeError(f"Expected a method with `reconstruct`, but got {type(pl_module).__name__}. Take the callback away.")
+        self.written, self._shown, self._frames, self._drawn = [], None, {}, -1
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw where an epoch is due; validation has calibrated the heat map by now."""
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._draw(trainer, pl_module, trainer.current_epoch)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the last epoch where it was not due."""
+        last = trainer.current_epoch - 1  # it counts the epochs done by now
+        if last > self._drawn:
+            self._draw(trainer, pl_module, last)
+
+    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:
+        if not trainer.is_global_zero:
+            return
+        if self._shown is None:
+            self._shown = self._chosen(trainer)
+        self._drawn = epoch
+        method = cast(AnomalySegmenter, pl_module)
+        with suppress(NotFittedError), untouched(pl_module), trainer.precision_plugin.forward_context():
+            frames = {one.name: _frame(method, one, epoch) for one in self._shown}
+            limits = _score_limits(self._shown, frames)
+            for one in self._shown:
+                self._frames.setdefault(one.name, []).append(frames[one.name])
+                self._write(one, limits)
+
+    def _write(self, shown: _Shown, limits: tuple[float, float] | None) -> None:
+        frames, stem = self._frames[shown.name], shown.name.replace("/", "-")
+        panel = self.folder / f"epoch-{frames[-1].epoch:03d}" / f"{stem}.png"
+        self.written.append(save_reconstruction_panel(panel, shown.image, frames[-1], shown.mask, limits, shown.name, shown.wavelength))
+        strip = reconstruction_strip(shown.image, frames, shown.mask, shown.name, shown.wavelength, self.columns)
+        self.written.append(save_figure(self.folder / f"summary_{stem}.png", strip))
+
+    def _chosen(self, trainer: pl.Trainer) -> list[_Shown]:
+        """Choose the images in the order in which they are served."""
+        normal: list[_Shown] = []
+        anomalous: list[_Shown] = []
+        with isolate_rng():
+            for one in self._served(trainer):
+                if isinstance(self.images, int) or one.name in self.images:
+                    (anomalous if one.anomalous else normal).append(one)
+                if self._enough(len(normal), len(anomalous)):
+                    break
+        if not isinstance(self.images, int):
+            found = normal + anomalous
+            missing = sorted(set(self.images) - {one.name for one in found})
+            if missing:
+                warnings.warn(f"Expected {self.source} images named {missing}, but there are none; they are not drawn.", stacklevel=2)
+            return found
+        ill = min(len(anomalous), max(self.images // 2, self.images - len(normal)))
+        return normal[: self.images - ill] + anomalous[:ill]
+
+    def _enough(self, normal: int, anomalous: int) -> bool:
+        if not isinstance(self.images, int):
+            return normal + anomalous >= len(set(self.images))
+        return normal >= self.images - self.images // 2 and anomalous >= self.images // 2
+
+    def _served(self, trainer: pl.Trainer) -> Iterator[_Shown]:
+        loaders: Any = trainer.val_dataloaders
+        if self.source == "test":
+            data = cast(Any, trainer).datamodule
+            if data is None:
+                raise ValueError(
+                    "Expected a data module to take test images from, but training has loaders alone. Use source='validation'."
+                )
+            data.setup("test")
+            loaders = data.test_dataloader()
+        count = 0
+        for loader in loaders if isinstance(loaders, list | tuple) else [loaders] if loaders is not None else []:
+            for batch in loader:
+                for index in range(len(batch["image"])):
+                    yield _sample(flat_truth(batch), index, count)
+                    count += 1
+
+
+def _sample(batch: Mapping[str, Any], index: int, count: int) -> _Shown:
+    image = batch["image"][index].detach().float().cpu().clone()
+    mask = batch["mask"][index].detach().cpu().clone() if "mask" in batch else None
+    label = int(batch["image_label"][index]) if "image_label" in batch else None
+    anomalous = label == ANOMALY if label is not None else mask is not None and bool((mask == ANOMALY).any())
+    name = batch["name"][index] if "name" in batch else f"image-{count}"
+    wavelength = batch["wavelength"][index] if "wavelength" in batch else None
+    return _Shown(name, image, mask, wavelength, anomalous)
+
+
+def _frame(method: AnomalySegmenter, shown: _Shown, epoch: int) -> Frame:
+    image = shown.image[None].to(method.device)
+    score = method.score_map(image)
+    heat = method.calibration(score)[0].float().cpu() if method.calibration.is_fitted else None
+    return Frame(epoch, cast(Rebuilds, method).reconstruct(image)[0].float().cpu(), score[0].float().cpu(), heat)
+
+
+def _score_limits(shown: Sequence[_Shown], frames: Mapping[str, Frame]) -> tuple[float, float] | None:
+    """Give the ends of the scores of all images of an epoch, so that normal and anomalous ones compare; None where they are equal."""
+    parts = [frames[one.name].score[finite_pixels(one.image[None])[0]] for one in shown]
+    values = torch.cat(parts) if parts else torch.empty(0)
+    values = values[torch.isfinite(values)]
+    if not values.numel() or not bool(values.max() > values.min()):
+        return None
+    return float(values.min()), float(values.max())

@@ -1,0 +1,152 @@
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from anomseg.callbacks import reconstruction_strips
+from anomseg.callbacks.reconstruction_strips import ReconstructionStrips
+from anomseg.methods.base import AnomalySegmenter
+from anomseg.methods.rx import RX
+from anomseg.sample import collate
+
+KINDS = {"good": 0, "hole": 1}
+
+
+class Rebuilder(AnomalySegmenter):
+    def __init__(self, bands=3):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(bands, bands, 3, padding=1), nn.Dropout(0.2))
+
+    def training_step(self, batch, batch_idx):
+        return F.mse_loss(self.reconstruct(batch["image"]), batch["image"])
+
+    def reconstruct(self, image):
+        return self.net(image)
+
+    def score(self, image):
+        return (self.net(image) - image).square().sum(1)
+
+
+class Parts(pl.LightningDataModule):
+    """Serve normal images to learn and to validate, and defects besides to test."""
+
+    def __init__(self, bands=3, labels=True, defects_in_validation=False):
+        super().__init__()
+        self.bands, self.labels, self.defects_in_validation = bands, labels, defects_in_validation
+
+    def serve(self, kinds, stage):
+        samples = []
+        for index, kind in enumerate(kinds):
+            image = torch.rand(self.bands, 12, 16, generator=torch.Generator().manual_seed(index))
+            mask = torch.zeros(12, 16, dtype=torch.int64)
+            mask[4:7, 4:7] = KINDS[kind]
+            sample = {"image": image, "mask": mask, "name": f"part/{kind}/{stage}{index}"}
+            if self.labels:
+                sample["image_label"] = torch.tensor(KINDS[kind])
+                sample["mask"] = mask if kind == "good" else torch.full_like(mask, 255)
+            samples.append(sample)
+        return DataLoader(samples, batch_size=2, collate_fn=collate)
+
+    def train_dataloader(self):
+        return self.serve(["good"] * 4, "train")
+
+    def val_dataloader(self):
+        return self.serve(["good"] * 3 + ["hole"] * 2 * self.defects_in_validation, "val")
+
+    def test_dataloader(self):
+        return self.serve(["hole"] * 3 + ["good"] * 3, "test")
+
+
+def fit(tmp_path, strips, data=None, method=None, epochs=2, **options):
+    pl.seed_everything(0, verbose=False)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "enable_checkpointing": False}
+    loop = pl.Trainer(
+        default_root_dir=tmp_path, max_epochs=epochs, accelerator="cpu", callbacks=[strips] if strips else [], **{**quiet, **options}
+    )
+    torch.manual_seed(0)
+    data = data or Parts()
+    method = method or Rebuilder(data.bands)
+    loop.fit(method, data)
+    return method
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Name the files without drawing them."""
+    for name in ("save_figure", "save_reconstruction_panel"):
+        monkeypatch.setattr(reconstruction_strips, name, lambda path, *_: path)
+    monkeypatch.setattr(reconstruction_strips, "reconstruction_strip", lambda *_: None)
+
+
+def files(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_strips__write_a_panel_for_each_epoch_and_a_summary_for_each_image(tmp_path):
+    strips = ReconstructionStrips(tmp_path / "out", images=2, source="test")
+    fit(tmp_path, strips)
+    names = ["part-good-test3", "part-hole-test0"]
+    assert files(tmp_path / "out") == [f"epoch-{e:03d}/{n}.png" for e in (0, 1) for n in names] + [f"summary_{n}.png" for n in names]
+    assert set(strips.written) == {tmp_path / "out" / one for one in files(tmp_path / "out")}
+    assert [frame.epoch for frame in strips._frames["part/hole/test0"]] == [0, 1]
+    assert strips._frames["part/hole/test0"][1].heatmap is not None
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_strips__draw_every_so_many_epochs_and_the_last(tmp_path):
+    strips = ReconstructionStrips(tmp_path / "out", images=1, every_n_epochs=2)
+    fit(tmp_path, strips, epochs=5)
+    assert [one.parent.name for one in strips.written[::2]] == ["epoch-001", "epoch-003", "epoch-004"]
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("labels", [True, False])
+def test_strips__choose_normal_and_anomalous_images_by_label_or_mask(tmp_path, labels):
+    strips = ReconstructionStrips(tmp_path / "out", images=3)
+    fit(tmp_path, strips, Parts(labels=labels, defects_in_validation=True), epochs=1)
+    assert [one.name for one in strips._shown] == ["part/good/val0", "part/good/val1", "part/hole/val3"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_strips__take_what_there_is(tmp_path):
+    strips = ReconstructionStrips(tmp_path / "out", images=9, source="test")
+    fit(tmp_path, strips, epochs=1)
+    assert len(strips._shown) == 6
+    strips = ReconstructionStrips(tmp_path / "more", images=3)
+    fit(tmp_path, strips, epochs=1)  # no defect to validate on
+    assert [one.anomalous for one in strips._shown] == [False] * 3
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_strips__take_images_by_name_and_warn_of_unknown_ones(tmp_path):
+    strips = ReconstructionStrips(tmp_path / "out", images=["part/hole/test2", "part/none"], source="test")
+    with pytest.warns(UserWarning, match=r"named \['part/none'\], but there are none"):
+        fit(tmp_path, strips, epochs=1)
+    assert [one.name for one in strips.written] == ["part-hole-test2.png", "summary_part-hole-test2.png"]
+
+
+@pytest.mark.parametrize("bands", [1, 10])
+def test_strips__draw_any_number_of_bands(tmp_path, bands):
+    strips = ReconstructionStrips(tmp_path / "out", images=1)
+    fit(tmp_path, strips, Parts(bands=bands), epochs=1)
+    assert len(strips.written) == 2
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_strips__leave_the_training_as_it_is(tmp_path):
+    first = fit(tmp_path, None)
+    state = torch.get_rng_state()
+    second = fit(tmp_path, ReconstructionStrips(tmp_path / "out", source="test"))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(first.net.parameters(), second.net.parameters(), strict=True))
+    assert second.net.training
+
+
+def test_strips__refuse_what_they_cannot_draw(tmp_path):
+    with pytest.raises(TypeError, match="`reconstruct`, but got RX"):
+        fit(tmp_path, ReconstructionStrips(tmp_path), method=RX())
+    for options in ({"images": 0}, {"images": []}, {"every_n_epochs": 0}, {"columns": 1}, {"source": "train"}):
+        with pytest.raises(ValueError, match="Expected images"):
+            ReconstructionStrips(**options)
