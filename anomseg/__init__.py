@@ -63,25 +63,34 @@ if TYPE_CHECKING:
     from anomseg.functional.clustering import class_separation
     from anomseg.functional.crd import pca_collaborative_representation
     from anomseg.functional.filter_bank import filter_bank
+    from anomseg.functional.first_jump import first_jump_threshold
     from anomseg.functional.irmad import irmad
     from anomseg.functional.rx import global_rx, local_rx
     from anomseg.functional.scan import cross_selective_scan, scan_backend, selective_scan
     from anomseg.functional.separability import separability
+    from anomseg.functional.similarity import ssim
     from anomseg.methods.area_rx import AreaRX, FusedRX
     from anomseg.methods.base import AnomalySegmenter
     from anomseg.methods.change import ChangeMamba, SiameseUNet
     from anomseg.methods.change_classical import IRMAD, ChangeVector
     from anomseg.methods.change_training import ChangeTraining
+    from anomseg.methods.class_router import ClassRouting
     from anomseg.methods.crd import CRD
     from anomseg.methods.direct import DirectDetection
     from anomseg.methods.direct_training import DirectTraining
     from anomseg.methods.direct_transfer import TransferDetection
+    from anomseg.methods.feature_library import FeatureLibrary
+    from anomseg.methods.feature_library_parts import PatchPosition
     from anomseg.methods.normal_density import NormalDensity
     from anomseg.methods.pebal import PEBAL
     from anomseg.methods.pebal_training import PEBALLoss
     from anomseg.methods.position_gaussian import PositionGaussian
     from anomseg.methods.position_statistics import BorderStatistics
     from anomseg.methods.readouts import MSP, Energy, Entropy, MaxLogit, StandardizedMaxLogit
+    from anomseg.methods.reconstruction import Reconstruction
+    from anomseg.methods.reconstruction_masking import MaskedPrediction
+    from anomseg.methods.reconstruction_score import ReconstructionScore
+    from anomseg.methods.reconstruction_training import ReconstructionLoss
     from anomseg.methods.residual_pattern import RPL, RPLLoss
     from anomseg.methods.rx import RX
     from anomseg.methods.segmenter import SegmentationReadout, Segmenter
@@ -106,9 +115,12 @@ if TYPE_CHECKING:
     )
     from anomseg.metrics.region import PerRegionOverlap
     from anomseg.metrics.segmentation import MeanIoU
+    from anomseg.nets.autoencoder import AutoencoderSpec
     from anomseg.nets.change_mamba import ChangeMambaSpec
     from anomseg.nets.deeplab import DeepLabV3Plus
     from anomseg.nets.descriptor import PixelDescriptor
+    from anomseg.nets.feature_encoder import FilterBankFeatures, RandomPyramid, TimmFeatures, TrainedFeatures
+    from anomseg.nets.feature_reconstruction import FeatureReconstructionSpec
     from anomseg.nets.patch_descriptor import PatchDescriptor, TimmDescriptor
     from anomseg.nets.segmentation import CompactSegmenter
     from anomseg.nets.segmentation_module import TrainedModule
@@ -130,6 +142,7 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "Albumentations",
     "AnomalySegmenter",
     "AreaRX",
+    "AutoencoderSpec",
     "Binarise",
     "Blend",
     "Blur",
@@ -144,6 +157,7 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "ChangeTraining",
     "ChangeVector",
     "ClassAsNormal",
+    "ClassRouting",
     "ClassTable",
     "CollapseLimits",
     "CollapseMonitor",
@@ -164,6 +178,9 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "Entropy",
     "F1Max",
     "FPRAtTPR",
+    "FeatureLibrary",
+    "FeatureReconstructionSpec",
+    "FilterBankFeatures",
     "FlipRotate",
     "FolderLayout",
     "FusedRX",
@@ -181,6 +198,7 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "IndustrialLayout",
     "IndustrialSet",
     "MaskedObjects",
+    "MaskedPrediction",
     "MaxLogit",
     "MeanIoU",
     "MirrorZoom",
@@ -193,6 +211,7 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "PairDifficulty",
     "PairFiles",
     "PatchDescriptor",
+    "PatchPosition",
     "PatchRule",
     "PerRegionOverlap",
     "PerlinTexture",
@@ -204,7 +223,11 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "QuantileCalibration",
     "RGBACutouts",
     "RPLLoss",
+    "RandomPyramid",
     "RankCalibration",
+    "Reconstruction",
+    "ReconstructionLoss",
+    "ReconstructionScore",
     "ReconstructionStrips",
     "RemoteSensingDataModule",
     "SVDDTraining",
@@ -227,6 +250,8 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "TextureCrops",
     "ThresholdAtFPR",
     "TimmDescriptor",
+    "TimmFeatures",
+    "TrainedFeatures",
     "TrainedModule",
     "TransferDetection",
     "WideResNet38",
@@ -239,6 +264,7 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "cross_selective_scan",
     "default_defects",
     "filter_bank",
+    "first_jump_threshold",
     "fuse_scores",
     "global_rx",
     "irmad",
@@ -251,6 +277,7 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "selective_scan",
     "separability",
     "separability_plot",
+    "ssim",
     "write_error_maps",
 ]
 

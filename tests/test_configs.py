@@ -81,10 +81,38 @@ def streets(folder):
     return ["--data.size", "[48,64]", "--data.batch_size", "2"]
 
 
+def parts(folder):
+    """Write small parts of two classes in the layout of MVTec, with a dark square as the defect."""
+    for category, base in (("plate", 90), ("ring", 160)):
+        for index in range(8):
+            picture = base + np.random.default_rng(index).integers(0, 30, (48, 48, 3))
+            kind = "train/good" if index < 6 else "test/good" if index == 6 else "test/hole"
+            if index == 7:
+                picture[12:24, 18:30] = 10
+                mask = np.zeros((48, 48), np.uint8)
+                mask[12:24, 18:30] = 255
+                (folder / category / "ground_truth" / "hole").mkdir(parents=True)
+                Image.fromarray(mask).save(folder / category / "ground_truth" / "hole" / f"{index}_mask.png")
+            (folder / category / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture.astype(np.uint8)).save(folder / category / kind / f"{index}.png")
+
+
+def industrial_options(config, folder):
+    """Give options for two classes of parts; the test data are four images, and one class where the configuration is for one."""
+    parts(folder)
+    if config.stem == "reconstruction_industrial":
+        return ["--data.root", str(folder / "plate"), "--data.size", "[48,48]", "--data.tile", "32"]
+    return ["--data.root", str(folder), *([] if config.stem.startswith("position") else ["--data.size", "[48,48]"])]
+
+
 def data_options(config, folder):
     """Give options that put small scenes of the right kind in the place of the user's."""
     if config.stem == "pebal_synthetic":
         return ["--data.train", "8", "--data.val", "2", "--data.test", "2", "--data.size", "[48,64]"]
+    if config.stem == "reconstruction_synthetic":
+        return ["--data.train", "4", "--data.val", "2", "--data.test", "2", "--data.size", "[32,32]", "--data.kinds", "[woven]"]
+    if config.stem.endswith(("industrial", "multiclass")):
+        return industrial_options(config, folder)
     if config.stem.endswith("driving"):
         return ["--data.root", str(folder), *streets(folder)]
     if config.stem == "change_synthetic":
@@ -120,7 +148,8 @@ def test_configuration__fits_tests_and_predicts(config, tmp_path, monkeypatch):
     cli = main(["test", "--config", str(config), *data, *QUIET, "--ckpt_path", checkpoint])
     assert 0 <= cli.trainer.callback_metrics["test_auroc"] <= 1
     main(["predict", "--config", str(config), *data, *QUIET, "--ckpt_path", checkpoint, "--output", "maps"])
-    assert len(list((tmp_path / "maps").glob("*.png"))) == 2
+    written = {"feature_library_industrial": 4, "position_gaussian_industrial": 4, "reconstruction_multiclass": 4}.get(config.stem, 2)
+    assert len(list((tmp_path / "maps").rglob("*.png"))) == written
 
 
 def test_configurations__are_there():

@@ -45,7 +45,7 @@ def binned_moments(features: Tensor, bins: Tensor, valid: Tensor, count: int) ->
     rows, place = features.movedim(1, -1)[valid].double(), bins.expand(valid.shape)[valid]
     order = place.argsort()
     sizes = torch.bincount(place, minlength=count).tolist()
-    for index, part in enumerate(rows[order].split(sizes)):  # K products of what lies in each bin: the pixels are visited once
+    for index, part in enumerate(torch.split(rows[order], sizes)):  # K products of what lies in each bin: the pixels are visited once
         moments.count[index] = len(part)
         moments.total[index] = part.sum(0).cpu()
         moments.square[index] = (part.mT @ part).cpu()
@@ -119,7 +119,7 @@ def binned_mahalanobis(features: Tensor, bins: Tensor, mean: Tensor, precision: 
     order = flat.argsort()
     result = pixels.new_zeros(batch, len(flat))
     held, sizes = torch.unique_consecutive(flat[order], return_counts=True)
-    for index, places in zip(held.tolist(), order.split(sizes.tolist()), strict=True):  # a product for each bin of the image
+    for index, places in zip(held.tolist(), torch.split(order, sizes.tolist()), strict=True):  # a product for each bin of the image
         offset = pixels[:, places] - mean[index].to(pixels)
         result[:, places] = ((offset @ precision[index].to(pixels)) * offset).sum(-1)
     return result.clamp_min(0.0).view(batch, *bins.shape).float()

@@ -121,7 +121,10 @@ def bootstrap_auroc(
     _check_level(level)
     estimate = float(weighted_auroc(scores, labels, torch.ones_like(labels)[None]))
     if estimate in (0.0, 1.0):
-        end = ((1 - level) / 2) ** (1 / disjoint_pairs(labels, groups))
+        pairs = disjoint_pairs(labels, groups)
+        if not pairs:
+            return Interval(0.0, 1.0)  # one group holds both classes: its images are no independent evidence
+        end = ((1 - level) / 2) ** (1 / pairs)
         return Interval(end, 1.0) if estimate else Interval(0.0, 1 - end)
     return percentile_interval(weighted_auroc(scores, labels, resampling_weights(labels, replicates, seed, groups)), level)
 

@@ -83,6 +83,10 @@ def test_interval__of_one_score_for_all_is_one_half_and_of_one_class_undefined()
     assert all(math.isnan(end) for end in bootstrap_auroc(torch.rand(4), torch.zeros(4, dtype=torch.long)))
 
 
+def test_interval__of_one_group_with_both_classes_says_nothing():
+    assert bootstrap_auroc(torch.tensor([0.0, 1.0]), torch.tensor([0, 1]), groups=torch.tensor([3, 3])) == Interval(0.0, 1.0)
+
+
 def test_percentiles__leave_undefined_replicates_out():
     values = torch.cat([torch.arange(1, 100.0), torch.tensor([torch.nan])])
     assert percentile_interval(values, 0.9) == pytest.approx((5.0, 95.0))  # the 5th and the 95th of 99

@@ -1,0 +1,196 @@
+"""Measure methods on inspected surfaces: python tests/benchmarks/bench_surfaces.py --output DIR --sets tiles cracks boards all.
+
+Tiles are Magnetic-Tile at half size, split by session; cracks are patches of CrackForest, split by image; boards are DeepPCB at half size,
+templates as normal images. `all` trains one model on the three. Every arm of a set and seed sees the same images. Each result is a JSON
+file in the output folder, and is not measured again. ANOMSEG_DATA names the folder with industrial and change/deeppcb.
+"""
+
+import argparse
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+from anomseg.data.defects import Corruption
+from anomseg.data.industrial import IndustrialDataModule
+from anomseg.data.industrial_sets import IndustrialSet
+from anomseg.functional.bootstrap import bootstrap_auroc
+from anomseg.functional.score_curves import auroc, average_precision, f1_max
+from anomseg.functional.score_histogram import count_scores
+from anomseg.methods.base import AnomalySegmenter
+from anomseg.methods.class_router import ClassRouting
+from anomseg.methods.feature_library import FeatureLibrary
+from anomseg.methods.feature_library_parts import PatchPosition
+from anomseg.methods.position_gaussian import PositionGaussian
+from anomseg.methods.position_statistics import BorderStatistics
+from anomseg.methods.reconstruction import Reconstruction
+from anomseg.methods.reconstruction_score import ReconstructionScore
+from anomseg.methods.reconstruction_training import ReconstructionLoss
+from anomseg.metrics.region import PerRegionOverlap
+from anomseg.nets.autoencoder import AutoencoderSpec
+from anomseg.nets.feature_encoder import FilterBankFeatures, RandomPyramid, TimmFeatures
+from anomseg.optimisation import Optimisation
+
+RATE = Optimisation(2e-3, warmup=0.05)
+HEAD = AutoencoderSpec(width=24, depth=3, skips="all", defect_head=True)
+
+
+def library(encoder: Any, border: float = 0.0, **options: Any) -> FeatureLibrary:
+    return FeatureLibrary(1, encoder, position=PatchPosition(border=border) if border else None, coreset=4000, memory=40000, **options)
+
+
+ARMS: dict[str, tuple[Callable[[], AnomalySegmenter], str]] = {  # how it is made, and what it trains on
+    "gaussian, one place": (lambda: PositionGaussian(cuts=()), "whole"),
+    "gaussian": (lambda: PositionGaussian(), "whole"),
+    "derivatives alone": (lambda: PositionGaussian(families=["derivatives"]), "whole"),
+    "contrasts alone": (lambda: PositionGaussian(families=["contrasts"]), "whole"),
+    "library, resnet18": (lambda: library(TimmFeatures()), "whole"),
+    "library, pyramid": (lambda: library(RandomPyramid(), normalise="whiten"), "whole"),
+    "library, filters": (lambda: library(FilterBankFeatures(), normalise="whiten"), "whole"),
+    "library, filters, border": (lambda: library(FilterBankFeatures(), 1.0, normalise="standardise", patch=1), "whole"),
+    "library, filters, routed": (lambda: library(FilterBankFeatures(), normalise="whiten", routing=ClassRouting(restrict=True)), "whole"),
+    "plain autoencoder": (
+        lambda: Reconstruction(
+            1,
+            AutoencoderSpec(skips="none"),
+            ReconstructionLoss(),
+            ReconstructionScore(l1=0.0, l2=1.0, ssim=1.0, msgms=0.0),
+            optimisation=RATE,
+        ),
+        "crops",
+    ),
+    "denoising": (
+        lambda: Reconstruction(1, HEAD, scoring=ReconstructionScore(l1=1.0, msgms=1.0, defect=2.0), optimisation=RATE),
+        "corrupted crops",
+    ),
+    "denoising, place": (
+        lambda: Reconstruction(
+            1, HEAD, scoring=ReconstructionScore(l1=1.0, msgms=1.0, defect=2.0), reach=32.0, position=BorderStatistics(), optimisation=RATE
+        ),
+        "corrupted crops",
+    ),
+    "denoising, defects alone": (
+        lambda: Reconstruction(1, HEAD, scoring=ReconstructionScore(l1=0.0, msgms=0.0, defect=1.0, smoothing=3.0), optimisation=RATE),
+        "corrupted crops",
+    ),
+}
+
+
+def images(which: str, trains_on: str, seed: int) -> IndustrialDataModule:
+    data = Path(os.environ["ANOMSEG_DATA"])
+    sets = {
+        "tiles": IndustrialSet(data / "industrial" / "magnetic_tile", "magnetic_tile", size=0.5),
+        "cracks": IndustrialSet(data / "industrial" / "crackforest", "crackforest"),
+        "boards": IndustrialSet(data / "change" / "deeppcb", "deeppcb", size=0.5),
+    }
+    chosen = list(sets.values()) if which == "all" else [sets[which]]
+    if which == "all" and trains_on != "whole":  # an epoch draws about as many crops from each set
+        chosen = [replace(part, repeats=times) for part, times in zip(chosen, (6, 1, 10), strict=True)]
+    crops: dict[str, Any] = {} if trains_on == "whole" else {"tile": 96, "crops": 1, "batch_size": 8}
+    corruption = Corruption() if trains_on == "corrupted crops" else None
+    return IndustrialDataModule(chosen, channels=1, seed=seed, corruption=corruption, **crops)
+
+
+@torch.no_grad()
+def measured(method: AnomalySegmenter, data: IndustrialDataModule) -> dict[str, Any]:
+    tops, labels, names, pixels, truths = [], [], [], [], []
+    regions: dict[str, PerRegionOverlap] = {}
+    for batch in data.test_dataloader():
+        score = method.score_map(batch["image"])
+        kept = batch["mask"][0] != 255
+        tops.append(float(score.max()))
+        labels.append(int(batch["image_label"][0]))
+        names.append(batch["name"][0].split("/")[:2])
+        pixels.append(score[0][kept])
+        truths.append(batch["mask"][0][kept] == 1)
+        regions.setdefault(batch["category"][0], PerRegionOverlap(0.3)).update(score, batch["mask"])
+    tops_, labels_ = torch.tensor(tops), torch.tensor(labels)
+
+    def image_auroc(chosen: Any) -> float:
+        index = torch.tensor([bool(c) for c in chosen])
+        return float(auroc(count_scores([tops_[index]], [tops_[index & (labels_ == 1)]])))
+
+    def pixel_figures(chosen: Any) -> dict[str, float]:
+        flat = [p for p, c in zip(pixels, chosen, strict=True) if c]
+        true = [p[t] for p, t, c in zip(pixels, truths, chosen, strict=True) if c]
+        counts = count_scores(flat, true)
+        return {"auroc": float(auroc(counts)), "ap": float(average_precision(counts)), "f1_max": float(f1_max(counts)[0])}
+
+    everything = [True] * len(names)
+    interval = bootstrap_auroc(tops_, labels_)
+    found: dict[str, Any] = {
+        "image_auroc": image_auroc(everything),
+        "image_auroc_interval": [float(interval.low), float(interval.high)],
+        "pixel": pixel_figures(everything),
+    }
+    categories = sorted({category for category, _ in names})
+    for category in categories:
+        mine = [c == category for c, _ in names]
+        of_category: dict[str, Any] = {"image_auroc": image_auroc(mine), "pixel": pixel_figures(mine)}
+        of_category["pixel"]["aupro"] = float(regions[category].compute())
+        good = {defect for (c, defect), label in zip(names, labels, strict=True) if c == category and label == 0}
+        for defect in sorted({d for c, d in names if c == category} - good):
+            index = [c == category and (d == defect or d in good) for c, d in names]
+            of_category.setdefault("defects", {})[defect] = image_auroc(index)
+        if any(d.endswith("Uneven") for c, d in names if c == category):
+            of_category["pixel_without_uneven"] = pixel_figures([c == category and not d.endswith("Uneven") for c, d in names])
+        found[category] = of_category
+    found["mean_over_class"] = {"image_auroc": float(np.mean([found[c]["image_auroc"] for c in categories]))}
+    return found
+
+
+def measure(which: str, arm: str, seed: int, options: argparse.Namespace) -> None:
+    file = options.output / f"{which}_{arm.replace(', ', '-').replace(' ', '_')}_{seed}.json"
+    if file.exists():
+        return
+    pl.seed_everything(seed, verbose=False)
+    make, trains_on = ARMS[arm]
+    method, data = make(), images(which, trains_on, seed)
+    limit = {"max_epochs": 1} if trains_on == "whole" else {"max_steps": options.steps, "max_epochs": -1}
+    begun = time.process_time()
+    trainer = pl.Trainer(
+        **limit,  # type: ignore[arg-type]
+        accelerator="cpu",
+        gradient_clip_val=None if trains_on == "whole" else 1.0,
+        check_val_every_n_epoch=None if trains_on != "whole" else 1,
+        val_check_interval=options.steps if trains_on != "whole" else None,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(method, data)
+    fitted = time.process_time() - begun
+    result = {"set": which, "arm": arm, "seed": seed, "fit_s": round(fitted, 1), **measured(method.eval(), data)}
+    result["score_s"] = round(time.process_time() - begun - fitted, 1)
+    file.write_text(json.dumps(result, indent=1))
+    print(json.dumps({k: v for k, v in result.items() if k not in ("pixel",)}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", default=["tiles", "cracks", "boards"], choices=["tiles", "cracks", "boards", "all"])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=600, help="of 8 crops, for the nets")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    warnings.filterwarnings("ignore")
+    for which in options.sets:
+        for seed in options.seeds:
+            for arm in options.arms:
+                measure(which, arm, seed, options)
+
+
+if __name__ == "__main__":
+    main()
