@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from sklearn.metrics import precision_recall_curve
@@ -84,3 +87,49 @@ def test_component_f1__refuses_what_is_no_score_or_threshold():
     score[0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="finite scores"):
         ComponentF1(0.0).update(score, mask)
+
+
+RANKS = """
+import sys
+import torch
+import torch.distributed as dist
+from anomseg.metrics.components import ComponentF1
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method="file://" + folder + "/meeting", rank=rank, world_size=2)
+torch.set_num_threads(1)
+data = torch.load(folder + "/data.pt", weights_only=True)
+for threshold in (None, 0.7):
+    metric = ComponentF1(threshold, (4, 2))
+    for score, mask in data[rank::2]:
+        metric.update(score, mask)
+    value = float(metric.compute())
+    if rank == 0:
+        print(repr(value))
+dist.destroy_process_group()
+"""
+
+
+def test_component_f1__of_two_processes_is_that_of_one(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    data = []
+    for size in (12, 16, 12):  # rank 0 gets two frames, rank 1 one of another size
+        mask = torch.zeros(1, size, size, dtype=torch.int64)
+        mask[:, 2:6, 3:8] = 1
+        data.append((mask * 0.5 + 0.6 * torch.rand(1, size, size, generator=generator), mask))
+    torch.save(data, tmp_path / "data.pt")
+    (tmp_path / "job.py").write_text(RANKS)
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, tmp_path / "job.py", str(rank), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    answers = [job.communicate(timeout=240) for job in jobs]
+    assert all(job.returncode == 0 for job in jobs), answers
+    for threshold, line in zip((None, 0.7), answers[0][0].splitlines(), strict=True):
+        alone = ComponentF1(threshold, (4, 2))
+        for score, mask in data:
+            alone.update(score, mask)
+        assert float(line) == pytest.approx(float(alone.compute()))
+        assert 0 < float(line) < 1
