@@ -126,6 +126,7 @@ if TYPE_CHECKING:
     from anomseg.nets.segmentation_module import TrainedModule
     from anomseg.nets.siamese_unet import SiameseUNetSpec
     from anomseg.nets.wide_resnet import WideResNet38
+    from anomseg.optimisation import Optimisation
     from anomseg.report.comparison import ComparisonRow, comparison_sheet, separability_plot
     from anomseg.report.error_map import write_error_maps
     from anomseg.sample import IGNORE, check_sample
@@ -204,6 +205,7 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "MirrorZoom",
     "NameSplit",
     "NormalDensity",
+    "Optimisation",
     "OracleIoU",
     "OutlierPaste",
     "PEBALLoss",

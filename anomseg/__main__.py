@@ -40,10 +40,10 @@ def list_names(kinds: Sequence[str] = ()) -> str:
     wrong = [kind for kind in kinds if kind not in known]
     if wrong:
         raise SystemExit(f"anomseg list: expected kinds among {known}, but got {wrong}")
-    lines = []
+    width, lines = max(len(entry.short_name) for entry in TABLE) + 2, list[str]()
     for kind in kinds or known:
         lines.append(f"{kind}:")
-        lines += [f"  {entry.short_name:<24}{entry.summary}" for entry in TABLE if entry.kind == kind]
+        lines += [f"  {entry.short_name:<{width}}{entry.summary}" for entry in TABLE if entry.kind == kind]
     return "\n".join(lines)
 
 

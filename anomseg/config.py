@@ -112,3 +112,8 @@ def size_empty_buffers(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         if saved is not None and not buffer.numel() and saved.numel():
             owner, _, attribute = name.rpartition(".")
             setattr(module.get_submodule(owner), attribute, saved.new_empty(saved.shape, device=buffer.device))
+
+
+def size_before_loading(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """Size the empty buffers of a module wherever a state is loaded into it, with a checkpoint or without; a hook of `load_state_dict`."""
+    size_empty_buffers(module, {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)})

@@ -117,6 +117,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("separability_plot", "anomseg.report.comparison", "function", "boxes of both classes' scores for several detectors"),
     Entry("write_error_maps", "anomseg.report.error_map", "function", "before, after, truth, score and errors of each pair as pictures"),
     Entry("AnomalySegmenter", "anomseg.methods.base", "contract", "the base class of every method"),
+    Entry("Optimisation", "anomseg.optimisation", "contract", "how parameters are stepped: rate, warm-up, schedule"),
     Entry("load", "anomseg.checkpoint", "function", "loads any method from its checkpoint"),
     Entry("IGNORE", "anomseg.sample", "contract", "the mask value of void pixels, 255"),
     Entry("ComparisonRow", "anomseg.report.comparison", "contract", "a scene with the maps of several detectors"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
@@ -128,7 +129,7 @@ class DefectValidator(pl.Callback):
     def _restart(self) -> None:
         self._held: list[_Held] = []
         self._offered = 0
-        self._draw = torch.Generator().manual_seed(self.seed)
+        self._draw = random.Random(self.seed)  # torch's generators cannot be sent to the processes that a trainer spawns
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the images of the last validation."""
@@ -141,7 +142,7 @@ class DefectValidator(pl.Callback):
         room = -(-self.images // trainer.world_size)
         for held in () if trainer.sanity_checking else _normal_images(batch):
             self._offered += 1
-            place = len(self._held) if len(self._held) < room else int(torch.randint(self._offered, (), generator=self._draw))
+            place = len(self._held) if len(self._held) < room else self._draw.randrange(self._offered)
             if place < room:
                 self._held[place : place + 1] = [held]
 

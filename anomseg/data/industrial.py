@@ -104,6 +104,8 @@ class IndustrialDataModule(SceneDataModule):
             )
         if bands is not None and (not len(bands) or min(bands) < 0):
             raise ValueError(f"Expected indices of bands from 0, at least one, but got {tuple(bands)}. None keeps all.")
+        if isinstance(categories, str):
+            raise ValueError(f"Expected a sequence of categories, but got the text '{categories}'. Write ['{categories}'].")
         check_image_size(size)
         self.root, self.layout, self.categories, self.split, self.test_defects = root, layout, categories, split, test_defects
         self.patches, self.size, self.bands, self.channels = patches, size, bands, channels

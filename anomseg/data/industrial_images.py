@@ -74,10 +74,11 @@ class IndustrialImage:
 
         Raises:
             ValueError: the mask has another size than the image.
-            SceneFormatError: a file is unreadable.
+            SceneFormatError: a file is unreadable, or the image is a PNG file of a palette.
         """
         for path in (self.file.path, *([] if self.file.mask is None else [self.file.mask])):
             _check_whole_png(path)
+        _check_no_palette(self.file.path)
         shape = file_shape(self.file.path)
         if self.file.mask is not None and (found := file_shape(self.file.mask)[1:]) != shape[1:]:
             raise ValueError(
@@ -144,6 +145,14 @@ def _check_whole_png(path: Path) -> None:
         file.seek(max(0, path.stat().st_size - _TAIL))
         if b"IEND" not in file.read():
             raise SceneFormatError(f"Expected a PNG file with its end in '{path}' ({path.stat().st_size} bytes), but it is cut short.")
+
+
+def _check_no_palette(path: Path) -> None:
+    """Find PNG files whose pixels are indices of a palette, which would be taken for grey values; masks may be such files."""
+    if path.suffix.lower() == ".png" and path.is_file():
+        with path.open("rb") as file:
+            if file.read(26)[25:] == b"\x03":
+                raise SceneFormatError(f"Expected grey values or colours in '{path}', but got indices of a palette. Convert it to RGB.")
 
 
 def check_image_size(size: ImageSize) -> None:

@@ -60,6 +60,10 @@ class IndustrialSet:
     def __post_init__(self) -> None:
         industrial_layout_of(self.layout)
         check_image_size(self.size)
+        if isinstance(self.categories, str):
+            raise ValueError(f"Expected a sequence of categories, but got the text '{self.categories}'. Write ['{self.categories}'].")
+        if isinstance(self.size, list):  # images are told apart by what describes them
+            object.__setattr__(self, "size", tuple(self.size))
         if self.test_defects not in get_args(TestDefects) or self.repeats < 1:
             raise ValueError(
                 f"Expected test_defects of {get_args(TestDefects)} and repeats >= 1, but got {self.test_defects!r} and {self.repeats}."

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from anomseg.calibration.base import Calibration
 from anomseg.calibration.quantile import QuantileCalibration
-from anomseg.config import arguments_of, build, size_empty_buffers
+from anomseg.config import arguments_of, build, size_before_loading
 from anomseg.errors import NotFittedError
 from anomseg.functional.windows import pad_to_multiple
+from anomseg.methods.training_data import warn_without_validation
 from anomseg.metrics.scene_metrics import SceneMetrics, all_metrics, pixel_metrics
 from anomseg.optimisation import Optimisation
 from anomseg.sample import IGNORE, check_sample, finite_pixels, flat_truth
@@ -42,6 +43,7 @@ class AnomalySegmenter(pl.LightningModule, ABC):
         self.validation_metrics = SceneMetrics(pixel_metrics(), "val_")
         self.test_metrics = SceneMetrics(all_metrics(), "test_")
         self.further_maps: dict[str, Tensor] = {}  # what `score` learns beside the score of a batch; `predict` returns it too
+        self.register_load_state_dict_pre_hook(size_before_loading)  # type: ignore[no-untyped-call]
         if not self.learns:
             self.clock = nn.Parameter(torch.zeros(1))  # Lightning counts progress, and saves checkpoints, by optimiser steps
 
@@ -49,6 +51,7 @@ class AnomalySegmenter(pl.LightningModule, ABC):
         """Fit for one epoch where further ones would change nothing."""
         if not self.learns:
             self.trainer.fit_loop.max_epochs = 1
+        warn_without_validation(self.trainer)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Take torchgeo's (B, 1, H, W) masks as they come."""
@@ -144,7 +147,3 @@ class AnomalySegmenter(pl.LightningModule, ABC):
         """Store the class and its arguments as plain data, so that the checkpoint loads with `weights_only=True`."""
         checkpoint["hyper_parameters"] = {"_class_path": f"{type(self).__module__}.{type(self).__qualname__}", **arguments_of(self)}
         checkpoint["anomseg_version"] = __version__
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give buffers that were empty before fitting the size that they have in the checkpoint."""
-        size_empty_buffers(self, checkpoint["state_dict"])

@@ -42,7 +42,7 @@ class PositionGaussian(AnomalySegmenter):
         in_channels: bands of the images.
         families: of features; their scores are averaged.
         cuts: distances in pixels (after `shrink`) at which a new bin begins; none gives one Gaussian for all places.
-        pooled: weight of the covariance within all bins in that of each.
+        pooled: weight of the correlations within all bins in those of each, in (0, 1].
         shrink: images are averaged over squares of this side first, and the score is enlarged.
         smoothing: standard deviation of a Gaussian over the score in pixels after `shrink`; 0 for none.
         calibration: see `AnomalySegmenter`.
@@ -97,7 +97,8 @@ class PositionGaussian(AnomalySegmenter):
         small, valid = self._small(image)
         score = torch.stack([self.levels[family](self._distances(family, small, valid), valid) for family in self.families]).mean(0)
         if self.shrink > 1:
-            score = interpolate(score[:, None], image.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+            fine = interpolate(score[:, None], scale_factor=float(self.shrink), mode="bilinear", align_corners=False)
+            score = fine[:, 0, : image.shape[-2], : image.shape[-1]]
         return torch.where(finite_pixels(image), score, 0.0)
 
     def _small(self, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -170,7 +170,7 @@ class Reconstruction(AnomalySegmenter):
             score_terms(
                 inputs,
                 one,
-                self.judged.judge(inputs, one.image, place),
+                self.judged.judge(inputs, torch.where(valid[:, None], one.image, 0.0), place),  # as in training
                 valid,
                 self.scoring,
                 self.inputs,

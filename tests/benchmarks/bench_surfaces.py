@@ -40,7 +40,8 @@ from anomseg.nets.feature_encoder import FilterBankFeatures, RandomPyramid, Timm
 from anomseg.optimisation import Optimisation
 
 RATE = Optimisation(2e-3, warmup=0.05)
-HEAD = AutoencoderSpec(width=24, depth=3, skips="all", defect_head=True)
+HEAD = AutoencoderSpec(width=16, depth=3, skips="all", defect_head=True)
+PLAIN = AutoencoderSpec(width=16, depth=4, skips="none")
 
 
 def library(encoder: Any, border: float = 0.0, **options: Any) -> FeatureLibrary:
@@ -60,7 +61,7 @@ ARMS: dict[str, tuple[Callable[[], AnomalySegmenter], str]] = {  # how it is mad
     "plain autoencoder": (
         lambda: Reconstruction(
             1,
-            AutoencoderSpec(skips="none"),
+            PLAIN,
             ReconstructionLoss(),
             ReconstructionScore(l1=0.0, l2=1.0, ssim=1.0, msgms=0.0),
             optimisation=RATE,
@@ -94,7 +95,9 @@ def images(which: str, trains_on: str, seed: int) -> IndustrialDataModule:
     chosen = list(sets.values()) if which == "all" else [sets[which]]
     if which == "all" and trains_on != "whole":  # an epoch draws about as many crops from each set
         chosen = [replace(part, repeats=times) for part, times in zip(chosen, (6, 1, 10), strict=True)]
-    crops: dict[str, Any] = {} if trains_on == "whole" else {"tile": 96, "crops": 1, "batch_size": 8}
+    crops: dict[str, Any] = (
+        {} if trains_on == "whole" else {"tile": 96, "crops": 1, "batch_size": 8}
+    )  # evaluated in batches of one data set and size
     corruption = Corruption() if trains_on == "corrupted crops" else None
     return IndustrialDataModule(chosen, channels=1, seed=seed, corruption=corruption, **crops)
 
@@ -105,13 +108,14 @@ def measured(method: AnomalySegmenter, data: IndustrialDataModule) -> dict[str, 
     regions: dict[str, PerRegionOverlap] = {}
     for batch in data.test_dataloader():
         score = method.score_map(batch["image"])
-        kept = batch["mask"][0] != 255
-        tops.append(float(score.max()))
-        labels.append(int(batch["image_label"][0]))
-        names.append(batch["name"][0].split("/")[:2])
-        pixels.append(score[0][kept])
-        truths.append(batch["mask"][0][kept] == 1)
         regions.setdefault(batch["category"][0], PerRegionOverlap(0.3)).update(score, batch["mask"])
+        for index, name in enumerate(batch["name"]):
+            kept = batch["mask"][index] != 255
+            tops.append(float(score[index].max()))
+            labels.append(int(batch["image_label"][index]))
+            names.append(name.split("/")[:2])
+            pixels.append(score[index][kept])
+            truths.append(batch["mask"][index][kept] == 1)
     tops_, labels_ = torch.tensor(tops), torch.tensor(labels)
 
     def image_auroc(chosen: Any) -> float:
@@ -159,6 +163,7 @@ def measure(which: str, arm: str, seed: int, options: argparse.Namespace) -> Non
     trainer = pl.Trainer(
         **limit,  # type: ignore[arg-type]
         accelerator="cpu",
+        precision="32-true" if trains_on == "whole" else "bf16-mixed",
         gradient_clip_val=None if trains_on == "whole" else 1.0,
         check_val_every_n_epoch=None if trains_on != "whole" else 1,
         val_check_interval=options.steps if trains_on != "whole" else None,

@@ -286,3 +286,7 @@ def test_pairs_of_dates__are_refused(tmp_path):
     batch = {"image": torch.zeros(1, 2, 3, 8, 8), "mask": torch.zeros(1, 8, 8, dtype=torch.long)}
     with pytest.raises(ValueError, match=r"Expected images \(B, C, H, W\) to put defects into"):
         validator.on_validation_batch_end(pl.Trainer(**QUIET, enable_checkpointing=False), FirstBand(), None, batch, 0)
+
+
+def test_validator__holds_no_generator_that_spawned_processes_cannot_be_sent():
+    assert not [name for name, value in vars(DefectValidator()).items() if isinstance(value, torch.Generator)]

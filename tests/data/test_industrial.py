@@ -301,6 +301,7 @@ def test_industrial__is_configured_by_a_root_alone(tmp_path):
         {"size": (8, 0)},
         {"bands": ()},
         {"evaluate_on": "x"},
+        {"categories": "nut"},
     ],
 )
 def test_industrial__refuses_numbers_out_of_range(changes):

@@ -160,6 +160,18 @@ def test_image__that_is_cut_short_is_an_error(tmp_path, suffix):
         IndustrialImage(IndustrialFile(path, None, "nut", "good", None, "image"), LAYOUT).measured()()
 
 
+def test_image__of_a_palette_is_no_grey_image_but_a_mask_may_be_one(tmp_path):
+    drawn = Image.fromarray(np.stack([grey(), grey()[::-1], grey()], -1))
+    drawn.quantize(8).save(tmp_path / "image.png")
+    file = IndustrialFile(tmp_path / "image.png", None, "nut", "good", None, "image")
+    with pytest.raises(SceneFormatError, match="palette"):
+        IndustrialImage(file, LAYOUT).measured()
+    drawn.save(tmp_path / "image.png")
+    Image.fromarray((grey() > 99).astype(np.uint8)).convert("P").save(tmp_path / "mask.png")
+    scene = IndustrialImage(replace(file, mask=tmp_path / "mask.png", defect="bent"), LAYOUT).measured()()
+    assert torch.equal(scene.mask, torch.from_numpy((grey() > 99).astype(np.int64)))
+
+
 def test_scaled_mask__never_loses_a_defect():
     mask = torch.zeros(64, 64, dtype=torch.long)
     mask[13, 27] = 1

@@ -173,6 +173,13 @@ def test_set__refuses_unknown_words():
         IndustrialSet(".", test_defects="some")
     with pytest.raises(ValueError, match="layout"):
         IndustrialSet(".", layout="visa")
+    with pytest.raises(ValueError, match=r"\['nut'\]"):
+        IndustrialSet(".", categories="nut")
+
+
+def test_set__takes_its_size_as_a_list(tmp_path):
+    parts = shared_set(IndustrialSet(mvtec(tmp_path), size=[8, 6]))
+    assert {image.scaled for part in parts.values() for image in part} == {(8, 6)}
 
 
 def test_patches__of_images_without_truth_are_left_out_and_said(tmp_path):

@@ -1,3 +1,5 @@
+import warnings
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -170,3 +172,29 @@ def test_checkpoint__resumes_training(fitted, tmp_path):
     loop.fit(again, dataset(), dataset(seed=1), ckpt_path=path)
     assert loop.current_epoch == 2
     assert loop.global_step == 4
+
+
+class Fitted(Contrast):
+    """Hold a buffer that is empty before fitting."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("levels", torch.empty(0))
+
+
+def test_state__of_a_fitted_method_loads_into_a_new_one_also_inside_of_another_module():
+    fitted, new, outer = Fitted(), Fitted(), nn.Sequential(Fitted())
+    fitted.levels = torch.arange(3.0)
+    new.load_state_dict(fitted.state_dict())
+    outer.load_state_dict({f"0.{name}": value for name, value in fitted.state_dict().items()})
+    assert new.levels.tolist() == outer[0].levels.tolist() == [0, 1, 2]
+
+
+def test_fit__says_that_no_validation_falls_into_its_epochs(tmp_path):
+    with pytest.warns(UserWarning, match="No validation falls into 1 epochs with one every 2"):
+        trainer(tmp_path, check_val_every_n_epoch=2).fit(Contrast(), dataset(), dataset())
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer(tmp_path, check_val_every_n_epoch=1).fit(Contrast(), dataset(), dataset())
+        trainer(tmp_path, check_val_every_n_epoch=2).fit(Contrast(), dataset())
+    assert not [one for one in said if "No validation" in str(one.message)]

@@ -62,6 +62,13 @@ def test_position_gaussian__reloads_to_the_same_map(tmp_path):
     torch.testing.assert_close(load(tmp_path / "gaussian.ckpt")(image), method(image))
 
 
+def test_position_gaussian__enlarges_by_whole_steps_where_the_size_is_no_multiple(tmp_path):
+    method, _ = fitted(tmp_path, cuts=(), shrink=4, smoothing=0)
+    image = part(7, defect=True, size=(41, 37))["image"][None]
+    padded = torch.nn.functional.pad(image, (0, 3, 0, 3), mode="replicate")  # the last squares keep their means
+    torch.testing.assert_close(method.score(padded)[:, :41, :37], method.score(image), rtol=1e-4, atol=1e-4)
+
+
 def test_position_gaussian__does_not_see_the_exposure(tmp_path):
     method, _ = fitted(tmp_path, cuts=(3,))
     image = part(7, defect=True)["image"][None]

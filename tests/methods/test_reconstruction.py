@@ -216,6 +216,16 @@ def test_trained_net__beats_an_untrained_one_and_the_mean_image(tmp_path, option
     assert found[1] > auroc((batch["image"] - mean).abs().mean(1), batch["mask"]) + 0.05
 
 
+def test_head_of_defects__sees_no_reconstruction_of_void_in_scoring_as_in_training(tmp_path):
+    method, _ = taught(tmp_path, net=AutoencoderSpec(width=4, depth=1, skips="all", defect_head=True))
+    seen, judge = [], method.network.judge
+    method.network.judge = lambda image, rebuilt, place=None: (seen.append(rebuilt), judge(image, rebuilt, place))[1]
+    image = loader(1, 3, void=torch.nan).dataset[0]["image"][None]
+    method.eval().score_map(image)
+    assert bool((seen[0][..., :5, 3:9] == 0).all())
+    assert bool((seen[0][..., 5:, :] != 0).any())
+
+
 def test_position__is_fitted_on_normal_scores_and_used(tmp_path):
     method, _ = taught(tmp_path, 2)
     image = next(iter(loader(2, 9)))["image"]

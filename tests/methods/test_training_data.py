@@ -22,6 +22,21 @@ def test_training_batches__of_all_ranks_hold_every_sample_once(world, samples):
     assert sorted(found) == list(range(samples))
 
 
+def test_training_batches__of_a_rank_begin_with_samples_of_all_kinds():
+    loader = DataLoader([index // 32 for index in range(128)], batch_size=32)  # four categories one after the other
+    first = [next(iter(training_batches(method(rank, 2, loader)))).unique().tolist() for rank in (0, 1)]
+    assert first == [[0, 1, 2, 3]] * 2
+
+
+def test_training_batches__leave_a_pass_of_persistent_workers_alone():
+    loader = DataLoader(list(range(8)), batch_size=2, num_workers=1, persistent_workers=True)
+    outer, found = iter(loader), []
+    found += next(outer).tolist()
+    assert sorted(v for batch in training_batches(method(0, 1, loader)) for v in batch.tolist()) == list(range(8))
+    found += [v for batch in outer for v in batch.tolist()]
+    assert found == list(range(8))
+
+
 def test_training_batches__of_no_data_are_none():
     assert list(training_batches(method(0, 1, None))) == []
 
