@@ -13,7 +13,8 @@ SCRIPTS = [p for p in sorted(FOLDER.glob("*.py")) if p.name != "build_notebooks.
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
 def test_example__runs(script, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ANOMSEG_SCENES", raising=False)
+    for folder in ("ANOMSEG_SCENES", "ANOMSEG_TILES", "ANOMSEG_PAIRS", "ANOMSEG_PARTS"):
+        monkeypatch.delenv(folder, raising=False)
     runpy.run_path(str(script), run_name="__main__")
     assert "auroc" in capsys.readouterr().out
     assert list(tmp_path.rglob("*.png"))

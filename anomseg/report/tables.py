@@ -6,14 +6,15 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-COLUMNS = ("auroc", "ap", "fpr95", "f1_max", "aupro", "auc_dt", "auc_ft")
+COLUMNS = ("image_auroc", "auroc", "ap", "fpr95", "f1_max", "aupro", "auc_dt", "auc_ft")
 
 
 def figure_table(figures: Mapping[str, float | Tensor], prefix: str = "test_") -> str:
-    """Lay logged figures out with one row for each scene, their mean, and all pixels pooled.
+    """Lay logged figures out with one row for each scene or category, their mean, and everything pooled.
 
     Args:
-        figures: as `trainer.callback_metrics` holds them: `<prefix><figure>`, `<prefix><figure>_mean`, `<prefix><figure>/<scene>`.
+        figures: as `trainer.callback_metrics` holds them: `<prefix><figure>`, `<prefix><figure>_mean` or
+            `<prefix><figure>_mean_over_class`, `<prefix><figure>/<scene or category>`.
         prefix: `test_` or `val_`.
 
     Returns:
@@ -25,12 +26,21 @@ def figure_table(figures: Mapping[str, float | Tensor], prefix: str = "test_") -
     rows = [(scene, [values.get(f"{c}/{scene}") for c in columns]) for scene in scenes]
     if len(scenes) != 1:
         rows.append(("mean of scenes", [values.get(f"{c}_mean") for c in columns]))
+        rows.append(("mean of classes", [values.get(f"{c}_mean_over_class") for c in columns]))
         rows.append(("all pixels", [values.get(c) for c in columns]))
     rows = [(name, cells) for name, cells in rows if any(cell is not None for cell in cells)]
     if not rows:
         rows = [("all pixels", [values.get(c) for c in columns])]
     width = max(len(name) for name, _ in rows)
-    lines = [" " * width + "".join(f"{c:>9}" for c in columns)]
+    lines = [" " * width + "".join(f"{c:>{_wide(c)}}" for c in columns)]
     for name, cells in rows:
-        lines.append(f"{name:<{width}}" + "".join(f"{'' if cell is None else f'{cell:.4f}':>9}" for cell in cells))
+        lines.append(f"{name:<{width}}" + "".join(f"{_shown(cell):>{_wide(c)}}" for c, cell in zip(columns, cells, strict=True)))
     return "\n".join(lines)
+
+
+def _wide(column: str) -> int:
+    return max(9, len(column) + 2)
+
+
+def _shown(cell: float | None) -> str:
+    return "" if cell is None else f"{cell:.4f}"

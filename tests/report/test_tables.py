@@ -21,3 +21,12 @@ def test_figure_table__has_a_row_for_each_scene_their_mean_and_all_pixels():
 
 def test_figure_table__of_pooled_figures_alone():
     assert figure_table({"val_auroc": 0.5}, "val_").splitlines()[1].split() == ["all", "pixels", "0.5000"]
+
+
+def test_figure_table__has_a_row_for_each_category_and_the_mean_of_classes():
+    figures = {"test_image_auroc/nut": 0.9, "test_image_auroc/bolt": 0.7, "test_image_auroc_mean_over_class": 0.8, "test_image_auroc": 0.75}
+    lines = figure_table({**figures, "test_auroc": 0.6}).splitlines()
+    assert lines[0].split() == ["image_auroc", "auroc"]
+    assert lines[3].split() == ["mean", "of", "classes", "0.8000"]
+    assert lines[4].split() == ["all", "pixels", "0.7500", "0.6000"]
+    assert len({len(line.rstrip()) for line in lines[1:4]}) == 1
