@@ -52,6 +52,7 @@ ARMS: dict[str, tuple[Callable[[], AnomalySegmenter], str]] = {  # how it is mad
     "gaussian, one place": (lambda: PositionGaussian(cuts=()), "whole"),
     "gaussian": (lambda: PositionGaussian(), "whole"),
     "derivatives alone": (lambda: PositionGaussian(families=["derivatives"]), "whole"),
+    "derivatives, one place": (lambda: PositionGaussian(families=["derivatives"], cuts=(), smoothing=1.0), "whole"),
     "contrasts alone": (lambda: PositionGaussian(families=["contrasts"]), "whole"),
     "library, resnet18": (lambda: library(TimmFeatures()), "whole"),
     "library, pyramid": (lambda: library(RandomPyramid(), normalise="whiten"), "whole"),
