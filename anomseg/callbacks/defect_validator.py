@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -205,7 +206,11 @@ class DefectValidator(pl.Callback):
     def _figures(self, pixels: float, rows: Sequence[_Row]) -> DefectFigures:
         scores, labels, groups = (torch.tensor([row[i] for row in rows]) for i in range(3))
         interval = bootstrap_auroc(scores, labels, self.replicates, self.seed, groups=groups)
-        return DefectFigures(pixels, float(weighted_auroc(scores, labels, torch.ones_like(labels)[None])), interval)
+        once = torch.ones_like(labels)[None]
+        figure = float(weighted_auroc(scores, labels, once, groups))
+        if math.isnan(figure):  # a single image has no other to be compared with
+            figure = float(weighted_auroc(scores, labels, once))
+        return DefectFigures(pixels, figure, interval)
 
     def _judge(self, trainer: pl.Trainer, values: Mapping[str, float]) -> None:
         """Say which figures are saturated, and refuse to choose by one."""

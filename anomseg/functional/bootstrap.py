@@ -49,16 +49,20 @@ def _groups(labels: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
     return of, kinds
 
 
-def weighted_auroc(scores: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+def weighted_auroc(scores: Tensor, labels: Tensor, weights: Tensor, groups: Tensor | None = None) -> Tensor:
     """Compute AUROC for many weightings of the same images, ties counting half.
+
+    With groups, an image is compared with those of other groups alone: a group that is drawn w times would otherwise meet itself w² times,
+    and the mean of the replicates would not be the figure of the images.
 
     Args:
         scores: (n,) finite, higher is more anomalous.
         labels: (n,) 0 normal, 1 anomalous.
         weights: (R, n) >= 0.
+        groups: (n,) int64, images that belong together; none by default.
 
     Returns:
-        (R,) float64 in [0, 1], NaN where a class weighs nothing.
+        (R,) float64 in [0, 1], NaN where no pair weighs anything.
     """
     _, cell = torch.unique(scores, return_inverse=True)
     cells = int(cell.max()) + 1 if len(cell) else 0
@@ -66,7 +70,15 @@ def weighted_auroc(scores: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     normal = empty.index_add(1, cell, (weights * (labels == 0)).double())
     anomalous = empty.index_add(1, cell, (weights * (labels == 1)).double())
     below = normal.cumsum(1) - 0.5 * normal
-    return (anomalous * below).sum(1) / (anomalous.sum(1) * normal.sum(1))
+    ordered, pairs = (anomalous * below).sum(1), anomalous.sum(1) * normal.sum(1)
+    if groups is not None:
+        ill, well = (labels == 1).nonzero()[:, 0], (labels == 0).nonzero()[:, 0]
+        i, j = (groups[ill][:, None] == groups[well]).nonzero().unbind(1)
+        i, j = ill[i], well[j]
+        own = weights[:, i].double() * weights[:, j].double()
+        ordered = ordered - (own * ((scores[i] > scores[j]).double() + 0.5 * (scores[i] == scores[j]).double())).sum(1)
+        pairs = pairs - own.sum(1)
+    return ordered / torch.where(pairs > 0, pairs, torch.nan)
 
 
 def percentile_interval(values: Tensor, level: float = 0.95) -> Interval:
@@ -109,24 +121,21 @@ def bootstrap_auroc(
         replicates: how often images are drawn anew.
         seed: of the draw.
         level: how often the interval is to hold the truth, in (0, 1).
-        groups: (n,) int64, images that belong together; by default each is its own group.
+        groups: (n,) int64, images that belong together and are not compared with one another; by default each is its own group.
 
     Returns:
-        The interval within [0, 1]; NaN where a class is missing.
+        The interval within [0, 1]; NaN where a class is missing, or where one group holds all images.
 
     Raises:
         ValueError: the shapes differ, a label is neither 0 nor 1, or a score is not finite.
     """
     _check(scores, labels, groups)
     _check_level(level)
-    estimate = float(weighted_auroc(scores, labels, torch.ones_like(labels)[None]))
+    estimate = float(weighted_auroc(scores, labels, torch.ones_like(labels)[None], groups))
     if estimate in (0.0, 1.0):
-        pairs = disjoint_pairs(labels, groups)
-        if not pairs:
-            return Interval(0.0, 1.0)  # one group holds both classes: its images are no independent evidence
-        end = ((1 - level) / 2) ** (1 / pairs)
+        end = ((1 - level) / 2) ** (1 / disjoint_pairs(labels, groups))
         return Interval(end, 1.0) if estimate else Interval(0.0, 1 - end)
-    return percentile_interval(weighted_auroc(scores, labels, resampling_weights(labels, replicates, seed, groups)), level)
+    return percentile_interval(weighted_auroc(scores, labels, resampling_weights(labels, replicates, seed, groups), groups), level)
 
 
 def disjoint_pairs(labels: Tensor, groups: Tensor | None = None) -> int:

@@ -83,8 +83,33 @@ def test_interval__of_one_score_for_all_is_one_half_and_of_one_class_undefined()
     assert all(math.isnan(end) for end in bootstrap_auroc(torch.rand(4), torch.zeros(4, dtype=torch.long)))
 
 
-def test_interval__of_one_group_with_both_classes_says_nothing():
-    assert bootstrap_auroc(torch.tensor([0.0, 1.0]), torch.tensor([0, 1]), groups=torch.tensor([3, 3])) == Interval(0.0, 1.0)
+def test_interval__of_one_group_with_both_classes_is_undefined():
+    assert all(math.isnan(end) for end in bootstrap_auroc(torch.tensor([0.0, 1.0]), torch.tensor([0, 1]), groups=torch.tensor([3, 3])))
+
+
+def test_weighted_auroc__leaves_pairs_of_one_group_out():
+    generator = torch.Generator().manual_seed(0)
+    scores, labels = torch.randint(0, 6, (14,), generator=generator).float(), torch.arange(14) % 2
+    groups, weights = torch.arange(14) // 4, torch.randint(0, 4, (3, 14), generator=generator)
+    for row, found in zip(weights, weighted_auroc(scores, labels, weights, groups), strict=True):
+        ordered = total = 0.0
+        for i in range(14):
+            for j in range(14):
+                if labels[i] == 1 and labels[j] == 0 and groups[i] != groups[j]:
+                    weight = float(row[i] * row[j])
+                    ordered += weight * (1.0 if scores[i] > scores[j] else 0.5 if scores[i] == scores[j] else 0.0)
+                    total += weight
+        assert float(found) == pytest.approx(ordered / total)
+
+
+def test_interval__of_groups_of_both_classes_holds_their_figure():
+    generator = torch.Generator().manual_seed(1)
+    labels, groups = torch.arange(12) % 2, torch.arange(12) // 2  # each image clean and corrupted
+    for _ in range(20):
+        scores = torch.randn(6, generator=generator)[groups] + 0.5 * labels
+        figure = float(weighted_auroc(scores, labels, torch.ones_like(labels)[None], groups))
+        low, high = bootstrap_auroc(scores, labels, groups=groups)
+        assert low <= figure <= high
 
 
 def test_percentiles__leave_undefined_replicates_out():
