@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -18,9 +19,10 @@ def figure_table(figures: Mapping[str, float | Tensor], prefix: str = "test_") -
         prefix: `test_` or `val_`.
 
     Returns:
-        Lines of text; only figures that were logged get a column, and only rows that hold something are printed.
+        Lines of text; only figures that were logged and are defined get a column, and only rows that hold something are printed.
     """
     values = {name.removeprefix(prefix): float(value) for name, value in figures.items() if name.startswith(prefix)}
+    values = {name: value for name, value in values.items() if not math.isnan(value)}
     columns = [c for c in COLUMNS if c in values]
     scenes = sorted({name.partition("/")[2] for name in values if "/" in name})
     rows = [(scene, [values.get(f"{c}/{scene}") for c in columns]) for scene in scenes]

@@ -30,3 +30,8 @@ def test_figure_table__has_a_row_for_each_category_and_the_mean_of_classes():
     assert lines[3].split() == ["mean", "of", "classes", "0.8000"]
     assert lines[4].split() == ["all", "pixels", "0.7500", "0.6000"]
     assert len({len(line.rstrip()) for line in lines[1:4]}) == 1
+
+
+def test_figure_table__leaves_undefined_figures_out():
+    figures = {"test_image_auroc": torch.tensor(torch.nan), "test_auroc": 0.5}
+    assert figure_table(figures).splitlines()[0].split() == ["auroc"]
