@@ -32,6 +32,20 @@ def log_light(image: Tensor, floor: float = 0.02) -> Tensor:
     return ((light + floor) / (median + floor)).log()
 
 
+def image_median(features: Tensor, valid: Tensor) -> Tensor:
+    """Give the median of each feature over the pixels with data of each image.
+
+    Args:
+        features: (B, D, H, W); values where `valid` is False play no part.
+        valid: (B, H, W) bool.
+
+    Returns:
+        (B, D, 1, 1), 0 for an image without data.
+    """
+    kept = torch.where(valid[:, None], features, torch.nan).flatten(2)
+    return kept.nanmedian(-1).values.nan_to_num(0.0)[..., None, None]
+
+
 @torch.no_grad()
 def directional_derivatives(light: Tensor, sigmas: Sequence[float] = (1.0, 2.0, 4.0), floor: float = 1e-3) -> Tensor:
     """Compute the five derivatives up to the second order at every scale, each divided by its median length in the image.
@@ -49,9 +63,7 @@ def directional_derivatives(light: Tensor, sigmas: Sequence[float] = (1.0, 2.0, 
     filled, valid = fill_nodata(light)
     weight = valid[:, None].float()
     jets = torch.cat([d for sigma in sigmas for d in gaussian_jet(filled * weight, weight, sigma)], 1)
-    inside = torch.where(valid[:, None], jets.abs(), torch.nan).flatten(2)
-    typical = inside.nanmedian(-1).values.nan_to_num(0.0) + floor
-    return torch.where(valid[:, None], jets / typical[..., None, None], 0.0)
+    return torch.where(valid[:, None], jets / (image_median(jets.abs(), valid) + floor), 0.0)
 
 
 @torch.no_grad()

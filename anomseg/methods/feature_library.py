@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anomseg.calibration.base import Calibration
-from anomseg.config import build, describe, size_empty_buffers
+from anomseg.config import build, describe
 from anomseg.errors import CheckpointError, NotFittedError
 from anomseg.functional.coreset import Reservoir, greedy_coreset, random_projection
 from anomseg.functional.nearest import nearest
@@ -138,14 +138,13 @@ class FeatureLibrary(AnomalySegmenter):
         self._checked = False
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a library that was made with another encoder; size the buffers."""
+        """Refuse a library that was made with another encoder."""
         made = (checkpoint.get("hyper_parameters") or {}).get("encoder")
         if made is not None and made != (now := describe(self.encoder)):
             raise CheckpointError(
                 f"Expected the encoder that the library was made with, {made}, but this method is configured with {now}. Distances between "
                 "features of two encoders mean nothing: take that encoder, or fit again."
             )
-        size_empty_buffers(self, checkpoint["state_dict"])
         self._checked = False
 
     def on_train_start(self) -> None:

@@ -15,7 +15,7 @@ from anomseg.errors import NotFittedError
 from anomseg.functional.binned_gaussian import BinnedMoments, binned_gaussians, binned_mahalanobis, binned_moments, merge_binned
 from anomseg.functional.border import border_bins
 from anomseg.functional.filter_bank import gaussian_filter
-from anomseg.functional.surface_features import directional_derivatives, log_energies, log_light, window_contrasts
+from anomseg.functional.surface_features import directional_derivatives, image_median, log_energies, log_light, window_contrasts
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.position_statistics import BorderStatistics
 from anomseg.methods.training_data import gathered_objects, normal_pixels, training_batches
@@ -116,8 +116,7 @@ class PositionGaussian(AnomalySegmenter):
         if family == "contrasts":
             return window_contrasts(torch.cat([light, log_energies(light, smoothing=1.0)], 1), valid)
         energies = log_energies(light)
-        typical = torch.where(valid[:, None], energies, torch.nan).flatten(2).nanmedian(-1).values.nan_to_num(0.0)
-        return torch.where(valid[:, None], energies - typical[..., None, None], 0.0)
+        return torch.where(valid[:, None], energies - image_median(energies, valid), 0.0)
 
     def _distances(self, family: str, light: Tensor, valid: Tensor) -> Tensor:
         """Compute the smoothed logarithm of the squared distances: (B, h, w), 0 where there is no data."""

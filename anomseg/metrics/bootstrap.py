@@ -22,7 +22,7 @@ from anomseg.functional.image_counts import (
 )
 from anomseg.functional.regions import region_weights
 from anomseg.metrics.pixel import image_scores
-from anomseg.metrics.score_state import one_thread, select_pixels
+from anomseg.metrics.score_state import one_thread, select_pixels, state_parts
 from anomseg.sample import ANOMALY, IGNORE, NORMAL
 
 
@@ -66,7 +66,7 @@ class ImageBootstrap(Metric):
     def update(self, score: Tensor, mask: Tensor, name: Sequence[str] | None = None, image_label: Tensor | None = None) -> None:
         """Count a batch of whole images; arguments as `ImageScores.update`."""
         values, labels = image_scores(score, mask, image_label, name=name)
-        shift, entries = _sizes(_parts(self.image_counts))
+        shift, entries = _sizes(state_parts(self.image_counts))
         added = []
         for index, label in enumerate(labels.tolist()):
             own = slice(index, index + 1)
@@ -77,7 +77,7 @@ class ImageBootstrap(Metric):
                 added.append(count_image(values[index], label, normal, anomalous, region_weights(truth), shift))
         if added:
             batch = join_image_counts(added, ENTRIES)
-            self.image_counts = [*_parts(self.image_counts), batch.pack()]
+            self.image_counts = [*state_parts(self.image_counts), batch.pack()]
             if entries + len(batch.key) > ENTRIES // 4:
                 self.image_counts = [join_image_counts(_unpacked(self.image_counts), ENTRIES).pack()]
 
@@ -117,11 +117,6 @@ class ImageBootstrap(Metric):
         return dict(zip(("auroc", "ap", "f1_max", "aupro"), torch.stack(values).T, strict=True))
 
 
-def _parts(state: list[Tensor] | Tensor) -> list[Tensor]:
-    """View the state alike before a synchronisation (list) and after it (tensor)."""
-    return ([state] if state.numel() else []) if isinstance(state, Tensor) else state
-
-
 def _sizes(parts: list[Tensor]) -> tuple[int, int]:
     """Read from the heads of packed counts how many bits were dropped at most, and how many entries all but the first hold."""
     heads = [part[:6].view(torch.int64).tolist() for part in parts]
@@ -129,4 +124,4 @@ def _sizes(parts: list[Tensor]) -> tuple[int, int]:
 
 
 def _unpacked(state: list[Tensor] | Tensor) -> list[ImageCounts]:
-    return [part for packed in _parts(state) for part in unpack_image_counts(packed)]
+    return [part for packed in state_parts(state) for part in unpack_image_counts(packed)]

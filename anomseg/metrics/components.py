@@ -21,7 +21,7 @@ from anomseg.functional.components import (
 )
 from anomseg.functional.score_curves import f1_max
 from anomseg.functional.score_histogram import count_scores
-from anomseg.metrics.score_state import check_scores
+from anomseg.metrics.score_state import check_scores, state_parts
 from anomseg.sample import ANOMALY, IGNORE, check_mask
 
 __all__ = ["ANOMALY_TRACK", "OBSTACLE_TRACK", "ComponentF1"]
@@ -80,9 +80,9 @@ class ComponentF1(Metric):
         check_scores(score, mask, name)
         check_mask(mask, name)
         if self.threshold is None:
-            self.scores = [*_parts(self.scores), score.detach().float().flatten()]
-            self.masks = [*_parts(self.masks), mask.to(torch.uint8).flatten()]
-            self.shapes = [*_parts(self.shapes), torch.tensor(score.shape[1:], device=score.device).expand(len(score), 2)]
+            self.scores = [*state_parts(self.scores), score.detach().float().flatten()]
+            self.masks = [*state_parts(self.masks), mask.to(torch.uint8).flatten()]
+            self.shapes = [*state_parts(self.shapes), torch.tensor(score.shape[1:], device=score.device).expand(len(score), 2)]
             return
         counts, sums = _measured(score, mask, self.threshold, self.sizes)
         setattr(self, self._state, self.counts + counts.to(self.counts.device))
@@ -90,9 +90,9 @@ class ComponentF1(Metric):
 
     def best_threshold(self) -> float:
         """Find the threshold of the best pixel F1 over the maps that are kept; NaN where no pixel is anomalous."""
-        if not _parts(self.scores):
+        if not state_parts(self.scores):
             return math.nan
-        score, mask = torch.cat(_parts(self.scores)), torch.cat(_parts(self.masks))
+        score, mask = torch.cat(state_parts(self.scores)), torch.cat(state_parts(self.masks))
         return float(f1_max(count_scores([score[mask != IGNORE]], [score[mask == ANOMALY]]))[1])
 
     def figures(self) -> ComponentFigures:
@@ -100,8 +100,8 @@ class ComponentF1(Metric):
         counts, sums = self.counts.cpu(), self.sums.cpu()
         threshold = self.best_threshold() if self.threshold is None else math.nan
         if not math.isnan(threshold):
-            shapes = torch.cat(_parts(self.shapes)).tolist()
-            maps = [torch.split(torch.cat(_parts(state)), [h * w for h, w in shapes]) for state in (self.scores, self.masks)]
+            shapes = torch.cat(state_parts(self.shapes)).tolist()
+            maps = [torch.split(torch.cat(state_parts(state)), [h * w for h, w in shapes]) for state in (self.scores, self.masks)]
             for score, mask, shape in zip(*maps, shapes, strict=True):
                 found = _measured(score.view(1, *shape), mask.view(1, *shape), threshold, self.sizes)
                 counts, sums = counts + found[0], sums + found[1]
@@ -121,8 +121,3 @@ def _measured(score: Tensor, mask: Tensor, threshold: float, sizes: tuple[int, i
         counts += component_counts(siou, ppv)
         sums += torch.tensor([float(siou.sum()), float(ppv.sum()), float(len(ppv))], dtype=torch.float64)
     return counts, sums
-
-
-def _parts(state: list[Tensor] | Tensor) -> list[Tensor]:
-    """View a list state alike before a synchronisation (list) and after it (tensor)."""
-    return ([state] if state.numel() else []) if isinstance(state, Tensor) else state

@@ -102,27 +102,27 @@ class ScoreState(Metric):
 
     def _append(self, scores: Tensor, anomalous: Tensor) -> None:
         if scores.numel():
-            self.scores = [*_parts(self.scores), scores]
+            self.scores = [*state_parts(self.scores), scores]
         if anomalous.numel():
-            self.anomalous = [*_parts(self.anomalous), anomalous]
+            self.anomalous = [*state_parts(self.anomalous), anomalous]
         if self._is_full(PIXELS_BESIDE_PAGES if len(self.pages) else PIXELS_IN_MEMORY):
             self._fold()
 
     def _is_full(self, pixels: int) -> bool:
-        held = sum(s.numel() for s in _parts(self.scores))
-        copies = sum(s.numel() for s in (*_parts(self.anomalous), *(self._weights() or [])))
+        held = sum(s.numel() for s in state_parts(self.scores))
+        copies = sum(s.numel() for s in (*state_parts(self.anomalous), *(self._weights() or [])))
         return held > pixels or held + copies > VALUES_IN_MEMORY
 
     def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
         """Join the lists as torchmetrics does in `forward` and `merge_state`, and fold where they have become too long."""
         for state in self._defaults:
-            setattr(self, state, [*_parts(incoming_state[state]), *_parts(getattr(self, state))])
+            setattr(self, state, [*state_parts(incoming_state[state]), *state_parts(getattr(self, state))])
         self._append(torch.empty(0), torch.empty(0))
 
     @one_thread()
     def _fold(self) -> None:
-        folded = fold_scores(_parts(self.scores), _parts(self.anomalous), self._weights())
-        known = [page for packed in _parts(self.pages) for page in unpack_pages(packed)]
+        folded = fold_scores(state_parts(self.scores), state_parts(self.anomalous), self._weights())
+        known = [page for packed in state_parts(self.pages) for page in unpack_pages(packed)]
         self.pages = [merge_pages([*known, folded]).pack()]
         self.scores, self.anomalous = [], []
         self._forget_weights()
@@ -137,7 +137,7 @@ class ScoreState(Metric):
     def counts(self) -> ScoreCounts:
         """Count everything seen so far; metrics that share their state share the work."""
         global _last
-        scores, anomalous, pages = _parts(self.scores), _parts(self.anomalous), _parts(self.pages)
+        scores, anomalous, pages = state_parts(self.scores), state_parts(self.anomalous), state_parts(self.pages)
         weights = self._weights()
         used = [*scores, *anomalous, *pages, *(weights or [])]
         if used and _last is not None and len(_last[0]) == len(used) and all(r() is t for r, t in zip(_last[0], used, strict=True)):
@@ -153,7 +153,7 @@ class ScoreState(Metric):
         return counted
 
 
-def _parts(state: list[Tensor] | Tensor) -> list[Tensor]:
+def state_parts(state: list[Tensor] | Tensor) -> list[Tensor]:
     """View a list state alike before a synchronisation (list) and after it (tensor)."""
     return ([state] if state.numel() else []) if isinstance(state, Tensor) else state
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anomseg.functional.surface_features import directional_derivatives, log_energies, log_light, window_contrasts
+from anomseg.functional.surface_features import directional_derivatives, image_median, log_energies, log_light, window_contrasts
 
 
 @pytest.fixture
@@ -75,3 +75,9 @@ def test_contrasts__of_a_constant_are_zero_up_to_the_border_and_beside_holes(ima
 def test_contrasts__reject_even_windows(image):
     with pytest.raises(ValueError, match="odd width"):
         window_contrasts(image, torch.ones(2, 40, 33, dtype=torch.bool), ((3, 4),))
+
+
+def test_image_median__is_that_of_the_pixels_with_data():
+    features, valid = torch.arange(12.0).view(1, 2, 2, 3), torch.tensor([[[True, True, True], [False, False, False]]])
+    assert image_median(features, valid).flatten().tolist() == [1.0, 7.0]
+    assert image_median(features, ~valid & False).flatten().tolist() == [0.0, 0.0]
