@@ -151,6 +151,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("SyntheticOutliers", "anomseg.data.outlier_sources", "contract", "smooth shapes with drawn textures"),
     Entry("Corruption", "anomseg.data.defects", "contract", "synthetic defects beside a clean target"),
     Entry("CutPaste", "anomseg.data.defects", "contract", "defect: a patch of the image somewhere else"),
+    Entry("Crack", "anomseg.data.defects", "contract", "defect: a thin line that wanders and forks"),
     Entry("Scar", "anomseg.data.defects", "contract", "defect: a thin strip of other pixels"),
     Entry("PerlinTexture", "anomseg.data.defects", "contract", "defect: smooth noise of another texture"),
     Entry("Blend", "anomseg.data.defects", "contract", "defect: a part of another image, blended in"),
@@ -197,7 +198,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("cross_selective_scan", "anomseg.functional.scan", "function", "selective scans of images in four directions"),
     Entry("scan_backend", "anomseg.functional.scan", "function", "which backend a selective scan takes on a device, and why"),
     Entry("irmad", "anomseg.functional.irmad", "function", "iteratively reweighted multivariate alteration detection"),
-    Entry("default_defects", "anomseg.data.defects", "function", "the eight kinds of defects at their default strengths"),
+    Entry("default_defects", "anomseg.data.defects", "function", "the nine kinds of defects at their default strengths"),
 )
 
 BY_NAME = {entry.name: entry for entry in TABLE}

@@ -12,6 +12,7 @@ from torch import Tensor
 from anomseg.config import build
 from anomseg.data.defect_base import Defect
 from anomseg.data.defect_copies import Blend, CutPaste, Scar, StructuralShift
+from anomseg.data.defect_lines import Crack
 from anomseg.data.defect_paints import Blur, ColourShift, Hole, PerlinTexture
 from anomseg.sample import IGNORE
 
@@ -20,6 +21,7 @@ __all__ = [
     "Blur",
     "ColourShift",
     "Corruption",
+    "Crack",
     "CutPaste",
     "Defect",
     "Hole",
@@ -107,4 +109,4 @@ class Corruption:
 
 def default_defects() -> tuple[Defect, ...]:
     """Give one of each kind, at full strength."""
-    return CutPaste(), Scar(), PerlinTexture(), Blend(), Blur(), ColourShift(), Hole(), StructuralShift()
+    return CutPaste(), Scar(), PerlinTexture(), Blend(), Blur(), ColourShift(), Hole(), StructuralShift(), Crack()

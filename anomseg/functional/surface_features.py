@@ -6,6 +6,7 @@ across it is large, and only their joint distribution shows a scratch that runs 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 from anomseg.functional.filter_bank import gaussian_filter, gaussian_jet
 from anomseg.sample import fill_nodata
 
+_ALONG = 3.0  # a stroke ends this many standard deviations from its centre
+_PEN = 0.6  # pixels: its deviation across
+_HELD = 1e-3  # least share of a stroke that lies on data
 _POWER_FLOOR = 1e-5  # of squared derivatives of the logarithm: half a per cent of light
 
 
@@ -64,6 +68,43 @@ def directional_derivatives(light: Tensor, sigmas: Sequence[float] = (1.0, 2.0, 
     weight = valid[:, None].float()
     jets = torch.cat([d for sigma in sigmas for d in gaussian_jet(filled * weight, weight, sigma)], 1)
     return torch.where(valid[:, None], jets / (image_median(jets.abs(), valid) + floor), 0.0)
+
+
+@torch.no_grad()
+def line_responses(
+    light: Tensor, sigmas: Sequence[float] = (1.0, 1.5, 2.0), length: float = 10.0, directions: int = 12, floor: float = 1e-3
+) -> Tensor:
+    """Find thin lines, dark or bright: the second derivative across a direction, averaged along it, where the direction fits best.
+
+    A speck answers in one direction as in another and is averaged away; a line answers in its own, and stands out of rough texture.
+    Responses are divided by their median in the image, as in `directional_derivatives`.
+
+    Args:
+        light: (B, C, H, W), such as that of `log_light`; NaN where there is no data.
+        sigmas: of the Gaussians across, in pixels; a line answers best to half of its width.
+        length: standard deviation of the Gaussian along, in pixels.
+        directions: how many are tried.
+        floor: added to the medians, in units of the image.
+
+    Returns:
+        (B, S C, H, W) float32 for S scales, finite; 0 where there is no data.
+    """
+    filled, valid = fill_nodata(light)
+    weight = valid[:, None].float()
+    turns = torch.arange(directions, device=light.device) * (torch.pi / directions)
+    sine, cosine = turns.sin()[:, None, None], turns.cos()[:, None, None]
+    shape = (light.shape[-2] + math.ceil(_ALONG * length), light.shape[-1] + math.ceil(_ALONG * length))
+    strokes = torch.fft.rfft2(_strokes(shape, length, sine, cosine))
+    held = torch.fft.irfft2(torch.fft.rfft2(weight, shape) * strokes, shape)[..., : light.shape[-2], : light.shape[-1]].clamp_min(_HELD)
+    found = []
+    for sigma in sigmas:
+        for down, across, mixed in gaussian_jet(filled * weight, weight, sigma)[2:].movedim(2, 0):  # of each band
+            # Lines run along (sine, cosine); the derivative is taken across them.
+            bent = (down[:, None] * cosine**2 - 2 * mixed[:, None] * sine * cosine + across[:, None] * sine**2) * weight
+            mean = torch.fft.irfft2(torch.fft.rfft2(bent, shape) * strokes, shape)[..., : light.shape[-2], : light.shape[-1]] / held
+            found.append(mean.abs().amax(1))
+    responses = torch.stack(found, 1)
+    return torch.where(valid[:, None], responses / (image_median(responses, valid) + floor), 0.0)
 
 
 @torch.no_grad()
@@ -119,6 +160,18 @@ def window_contrasts(features: Tensor, valid: Tensor, windows: Sequence[tuple[in
             contrast = _window_sum(sums, *first) / n.clamp_min(1) - _window_sum(sums, *second) / m.clamp_min(1)
             found.append((contrast * torch.minimum(n, m) / (depth * width)).float())
     return torch.cat(found, 1)
+
+
+def _strokes(shape: tuple[int, int], length: float, sine: Tensor, cosine: Tensor) -> Tensor:
+    """Draw one Gaussian stroke of sum 1 for each direction about the first pixel, wrapped around: (D, H, W)."""
+    reach = math.ceil(_ALONG * length)
+    rows, columns = (torch.arange(side, device=sine.device, dtype=sine.dtype) for side in shape)
+    rows, columns = (torch.where(place > side - 1 - reach, place - side, place) for place, side in zip((rows, columns), shape, strict=True))
+    along = rows[:, None] * sine + columns * cosine
+    across = rows[:, None] * cosine - columns * sine
+    near = (rows[:, None].abs() <= reach) & (columns.abs() <= reach)
+    stroke = torch.exp(-along.square() / (2 * length**2) - across.square() / (2 * _PEN**2)) * near
+    return stroke / stroke.sum((-2, -1), keepdim=True)
 
 
 def _integral(x: Tensor) -> Tensor:

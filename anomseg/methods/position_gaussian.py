@@ -15,13 +15,20 @@ from anomseg.errors import NotFittedError
 from anomseg.functional.binned_gaussian import BinnedMoments, binned_gaussians, binned_mahalanobis, binned_moments, merge_binned
 from anomseg.functional.border import border_bins
 from anomseg.functional.filter_bank import gaussian_filter
-from anomseg.functional.surface_features import directional_derivatives, image_median, log_energies, log_light, window_contrasts
+from anomseg.functional.surface_features import (
+    directional_derivatives,
+    image_median,
+    line_responses,
+    log_energies,
+    log_light,
+    window_contrasts,
+)
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.position_statistics import BorderStatistics
 from anomseg.methods.training_data import gathered_objects, normal_pixels, training_batches
 from anomseg.sample import finite_pixels
 
-Family = Literal["derivatives", "contrasts", "energies"]
+Family = Literal["derivatives", "contrasts", "energies", "lines"]
 _FLOOR = 1e-3  # of squared distances under the logarithm
 
 
@@ -35,6 +42,8 @@ class PositionGaussian(AnomalySegmenter):
     - `derivatives`: directional derivatives up to the second order at three scales (`directional_derivatives`): small, sharp defects.
     - `contrasts`: light and energies on the two sides of a pixel (`window_contrasts`): the edge of a patch that looks normal inside.
     - `energies`: local power of the derivatives against the image's own median (`log_energies`): another texture.
+    - `lines`: how strongly thin lines answer (`line_responses`): cracks and scratches in rough texture. More of it is worse and less is
+      not, so that no Gaussian is fitted: its logarithm is standardised for each bin, not smoothed, and averaged with the others.
 
     The images must be whole parts, not tiles of them, and in [0, 1] (light).
 
@@ -78,7 +87,8 @@ class PositionGaussian(AnomalySegmenter):
         border_bins((1, 1), cuts)  # raises if the cuts are none
         self.in_channels, self.families, self.cuts, self.pooled = in_channels, list(families), list(cuts), pooled
         self.shrink, self.smoothing = shrink, smoothing
-        for family in families:
+        self.fitted_families = [family for family in families if family != "lines"]
+        for family in self.fitted_families:
             self.register_buffer(f"mean_{family}", torch.empty(0, dtype=torch.float64))
             self.register_buffer(f"precision_{family}", torch.empty(0, dtype=torch.float64))
         self.levels = nn.ModuleDict({family: BorderStatistics(cuts) for family in families})
@@ -120,6 +130,8 @@ class PositionGaussian(AnomalySegmenter):
 
     def _distances(self, family: str, light: Tensor, valid: Tensor) -> Tensor:
         """Compute the smoothed logarithm of the squared distances: (B, h, w), 0 where there is no data."""
+        if family == "lines":
+            return torch.where(valid, (line_responses(light).mean(1) + _FLOOR).log(), 0.0)
         bins = border_bins((light.shape[-2], light.shape[-1]), self.cuts, light.device)
         mean, precision = (getattr(self, f"{kind}_{family}") for kind in ("mean", "precision"))
         distance = binned_mahalanobis(self._features(family, light, valid), bins, mean, precision)
@@ -140,12 +152,12 @@ class PositionGaussian(AnomalySegmenter):
         bins_count = (len(self.cuts) + 1) ** 2
         for light, valid, normal in self._normal_parts():
             bins = border_bins((light.shape[-2], light.shape[-1]), self.cuts, light.device)
-            new = [binned_moments(self._features(f, light, valid), bins, normal, bins_count) for f in self.families]
+            new = [binned_moments(self._features(f, light, valid), bins, normal, bins_count) for f in self.fitted_families]
             found = new if found is None else [merge_binned(a, b) for a, b in zip(found, new, strict=True)]
         parts = [part for part in gathered_objects(found) if part is not None]
         if not parts:
             raise ValueError("Expected training images to fit PositionGaussian to, but the training data serve none.")
-        for family, moments in zip(self.families, zip(*parts, strict=True), strict=True):
+        for family, moments in zip(self.fitted_families, zip(*parts, strict=True), strict=True):
             mean, precision = binned_gaussians(reduce(merge_binned, moments), self.pooled)
             setattr(self, f"mean_{family}", mean.to(self.device))
             setattr(self, f"precision_{family}", precision.to(self.device))

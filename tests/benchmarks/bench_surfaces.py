@@ -19,7 +19,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from anomseg.data.defects import Corruption
+from anomseg.data.defects import Blend, Corruption, Crack, PerlinTexture, Scar, default_defects
 from anomseg.data.industrial import IndustrialDataModule
 from anomseg.data.industrial_sets import IndustrialSet
 from anomseg.functional.bootstrap import bootstrap_auroc
@@ -53,6 +53,8 @@ ARMS: dict[str, tuple[Callable[[], AnomalySegmenter], str]] = {  # how it is mad
     "gaussian": (lambda: PositionGaussian(), "whole"),
     "derivatives alone": (lambda: PositionGaussian(families=["derivatives"]), "whole"),
     "derivatives, one place": (lambda: PositionGaussian(families=["derivatives"], cuts=(), smoothing=1.0), "whole"),
+    "lines, one place": (lambda: PositionGaussian(families=["lines"], cuts=()), "whole"),
+    "all families": (lambda: PositionGaussian(families=["derivatives", "contrasts", "energies", "lines"]), "whole"),
     "contrasts alone": (lambda: PositionGaussian(families=["contrasts"]), "whole"),
     "library, resnet18": (lambda: library(TimmFeatures()), "whole"),
     "library, pyramid": (lambda: library(RandomPyramid(), normalise="whiten"), "whole"),
@@ -79,6 +81,10 @@ ARMS: dict[str, tuple[Callable[[], AnomalySegmenter], str]] = {  # how it is mad
         ),
         "corrupted crops",
     ),
+    "denoising, lines": (
+        lambda: Reconstruction(1, HEAD, scoring=ReconstructionScore(l1=0.0, msgms=0.0, defect=1.0), optimisation=RATE),
+        "crops with lines",
+    ),
     "denoising, defects alone": (
         lambda: Reconstruction(1, HEAD, scoring=ReconstructionScore(l1=0.0, msgms=0.0, defect=1.0, smoothing=3.0), optimisation=RATE),
         "corrupted crops",
@@ -99,7 +105,10 @@ def images(which: str, trains_on: str, seed: int) -> IndustrialDataModule:
     crops: dict[str, Any] = (
         {} if trains_on == "whole" else {"tile": 96, "crops": 1, "batch_size": 8}
     )  # evaluated in batches of one data set and size
-    corruption = Corruption() if trains_on == "corrupted crops" else None
+    corruption = {
+        "corrupted crops": Corruption(tuple(kind for kind in default_defects() if not isinstance(kind, Crack))),
+        "crops with lines": Corruption((Crack(), Scar(), PerlinTexture(), Blend()), max_defects=1),
+    }.get(trains_on)
     return IndustrialDataModule(chosen, channels=1, seed=seed, corruption=corruption, **crops)
 
 

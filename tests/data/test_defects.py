@@ -83,7 +83,7 @@ def test_corruption__needs_other_images_for_some_kinds_alone():
 
 
 def test_default_defects__are_one_of_each_kind():
-    assert len({type(kind) for kind in default_defects()}) == 8
+    assert len({type(kind) for kind in default_defects()}) == 9
 
 
 def test_corruption__is_described_and_built_again():

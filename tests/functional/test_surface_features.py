@@ -1,9 +1,18 @@
 """Features of surfaces: invariance to exposure, closed forms, and pixels without data."""
 
+import math
+
 import pytest
 import torch
 
-from anomseg.functional.surface_features import directional_derivatives, image_median, log_energies, log_light, window_contrasts
+from anomseg.functional.surface_features import (
+    directional_derivatives,
+    image_median,
+    line_responses,
+    log_energies,
+    log_light,
+    window_contrasts,
+)
 
 
 @pytest.fixture
@@ -38,7 +47,7 @@ def test_derivatives__do_not_change_with_the_contrast_of_the_image(image):
     )
 
 
-@pytest.mark.parametrize("described", [directional_derivatives, log_energies])
+@pytest.mark.parametrize("described", [directional_derivatives, line_responses, log_energies])
 def test_features__do_not_see_what_lies_under_missing_pixels(image, described):
     light = log_light(image)
     light[:, :, 10:14, 10:14] = torch.nan
@@ -81,3 +90,45 @@ def test_image_median__is_that_of_the_pixels_with_data():
     features, valid = torch.arange(12.0).view(1, 2, 2, 3), torch.tensor([[[True, True, True], [False, False, False]]])
     assert image_median(features, valid).flatten().tolist() == [1.0, 7.0]
     assert image_median(features, ~valid & False).flatten().tolist() == [0.0, 0.0]
+
+
+def noisy_line(angle, sign):
+    """Draw a faint line through the middle of noise, as dark or as bright as the noise deviates, twice over."""
+    noise = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(2)) * 0.1
+    rows, columns = torch.meshgrid(torch.arange(64.0) - 32, torch.arange(64.0) - 32, indexing="ij")
+    across = rows * math.cos(angle) - columns * math.sin(angle)
+    return noise + sign * 0.2 * torch.exp(-across.square() / 2), across.abs() < 1
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("angle", [0.0, 0.4, math.pi / 2, 2.5])
+def test_lines__answer_on_a_faint_line_of_any_direction_and_sign(angle, sign):
+    light, line = noisy_line(angle, sign)
+    found = line_responses(light)[0].mean(0)
+    away = torch.nn.functional.max_pool2d(line[None].float(), 31, 1, 15)[0] == 0
+    inner = torch.zeros_like(line)
+    inner[12:-12, 12:-12] = True  # a stroke that the border cuts averages less noise away
+    assert float(found[line & inner].median()) > 1.5 * float(found[away & inner].max())
+
+
+def test_lines__average_specks_away():
+    light = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(3)) * 0.02
+    light[..., 32, 16] += 0.3  # a speck
+    light[..., 20:45, 48] += 0.1  # a line a third as bright
+    found = line_responses(light)[0].mean(0)
+    assert float(found[28:37, 48].mean()) > 1.5 * float(found[28:37, 10:23].max())
+
+
+def test_lines__are_the_second_derivative_across_a_long_line():
+    light = -torch.exp(-(torch.arange(80.0) - 40).square() / 8).expand(1, 1, 80, 80).clone()
+    found = line_responses(light, (2.0,), floor=1e9) * 1e9
+    # σ² f'' in the middle of a Gaussian of deviation 2, smoothed by one of 2 and by the stroke's own width.
+    assert float(found[0, 0, 40, 40]) == pytest.approx(4 * 2 / (2**2 + 2**2 + 0.6**2) ** 1.5, rel=0.01)
+
+
+def test_lines__of_every_band_stand_side_by_side(image):
+    light = log_light(image)
+    both = torch.cat([light, light.flip(-1)], 1)
+    found = line_responses(both, (1.0, 2.0))
+    torch.testing.assert_close(found[:, ::2], line_responses(light, (1.0, 2.0)))
+    torch.testing.assert_close(found[:, 1::2].flip(-1), line_responses(light, (1.0, 2.0)), rtol=1e-3, atol=1e-3)

@@ -54,6 +54,24 @@ def test_position_gaussian__finds_scratches_that_a_rim_hides_from_one_gaussian(t
     assert figures[()] < 0.7
 
 
+def test_position_gaussian__finds_faint_scratches_by_lines(tmp_path):
+    samples = [part(seed, size=(64, 64)) for seed in range(8)]
+    tests = [part(seed, size=(64, 64)) for seed in range(20, 28)]
+    for index, sample in enumerate(tests[:4]):
+        sample["image"][0, 30 + index, 12:52] -= 0.03  # no deeper than the noise, twice over
+    images = torch.stack([sample["image"] for sample in tests])
+    peaks = {}
+    for families in (["derivatives"], ["lines"], ["derivatives", "lines"]):
+        method, _ = fitted(tmp_path, samples, families=families)
+        score = method.score(images)
+        peaks[len(families), families[0]] = score.flatten(1).amax(1)
+        assert not score[4:].isnan().any()
+    assert float(peaks[1, "lines"][:4].min()) > float(peaks[1, "lines"][4:].max())
+    assert not float(peaks[1, "derivatives"][:4].min()) > float(peaks[1, "derivatives"][4:].max())
+    assert set(method.state_dict()) >= {"mean_derivatives", "levels.lines.mean"}
+    assert "mean_lines" not in method.state_dict()
+
+
 def test_position_gaussian__reloads_to_the_same_map(tmp_path):
     method, loop = fitted(tmp_path, cuts=(3,), shrink=2)
     loop.save_checkpoint(tmp_path / "gaussian.ckpt")
