@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from anomseg.functional.filter_bank import gaussian_filter, gaussian_jet
 from anomseg.sample import fill_nodata
 
+LineKind = Literal["both", "dark", "bright"]
 _ALONG = 3.0  # a stroke ends this many standard deviations from its centre
 _PEN = 0.6  # pixels: its deviation across
 _HELD = 1e-3  # least share of a stroke that lies on data
@@ -72,7 +74,12 @@ def directional_derivatives(light: Tensor, sigmas: Sequence[float] = (1.0, 2.0, 
 
 @torch.no_grad()
 def line_responses(
-    light: Tensor, sigmas: Sequence[float] = (1.0, 1.5, 2.0), length: float = 10.0, directions: int = 12, floor: float = 1e-3
+    light: Tensor,
+    sigmas: Sequence[float] = (1.0, 1.5, 2.0),
+    length: float = 10.0,
+    directions: int = 12,
+    floor: float = 1e-3,
+    kind: LineKind = "both",
 ) -> Tensor:
     """Find thin lines, dark or bright: the second derivative across a direction, averaged along it, where the direction fits best.
 
@@ -85,6 +92,7 @@ def line_responses(
         length: standard deviation of the Gaussian along, in pixels.
         directions: how many are tried.
         floor: added to the medians, in units of the image.
+        kind: of lines that count, `dark` or `bright` ones against their surroundings, or `both`.
 
     Returns:
         (B, S C, H, W) float32 for S scales, finite; 0 where there is no data.
@@ -102,7 +110,7 @@ def line_responses(
             # Lines run along (sine, cosine); the derivative is taken across them.
             bent = (down[:, None] * cosine**2 - 2 * mixed[:, None] * sine * cosine + across[:, None] * sine**2) * weight
             mean = torch.fft.irfft2(torch.fft.rfft2(bent, shape) * strokes, shape)[..., : light.shape[-2], : light.shape[-1]] / held
-            found.append(mean.abs().amax(1))
+            found.append({"dark": mean, "bright": -mean, "both": mean.abs()}[kind].amax(1).clamp_min(0.0))
     responses = torch.stack(found, 1)
     return torch.where(valid[:, None], responses / (image_median(responses, valid) + floor), 0.0)
 

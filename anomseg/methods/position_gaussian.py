@@ -16,6 +16,7 @@ from anomseg.functional.binned_gaussian import BinnedMoments, binned_gaussians, 
 from anomseg.functional.border import border_bins
 from anomseg.functional.filter_bank import gaussian_filter
 from anomseg.functional.surface_features import (
+    LineKind,
     directional_derivatives,
     image_median,
     line_responses,
@@ -54,6 +55,7 @@ class PositionGaussian(AnomalySegmenter):
         pooled: weight of the correlations within all bins in those of each, in (0, 1].
         shrink: images are averaged over squares of this side first, and the score is enlarged.
         smoothing: standard deviation of a Gaussian over the score in pixels after `shrink`; 0 for none.
+        lines: which of them the family of that name looks for, `dark` or `bright` ones, or `both`.
         calibration: see `AnomalySegmenter`.
 
     Raises:
@@ -74,19 +76,22 @@ class PositionGaussian(AnomalySegmenter):
         pooled: float = 0.05,
         shrink: int = 1,
         smoothing: float = 2.0,
+        lines: LineKind = "both",
         calibration: Calibration | None = None,
     ) -> None:
         super().__init__(calibration)
         unknown = [family for family in families if family not in get_args(Family)]
         if unknown or not families or len(set(families)) < len(families):
             raise ValueError(f"Expected some of {get_args(Family)}, each once, but got families={list(families)}.")
+        if lines not in get_args(LineKind):
+            raise ValueError(f"Expected lines of {get_args(LineKind)}, but got {lines!r}.")
         if in_channels < 1 or shrink < 1 or (smoothing and smoothing < 0.5):
             raise ValueError(
                 f"Expected in_channels and shrink >= 1 and smoothing 0 or >= 0.5, but got {in_channels}, {shrink} and {smoothing}."
             )
         border_bins((1, 1), cuts)  # raises if the cuts are none
         self.in_channels, self.families, self.cuts, self.pooled = in_channels, list(families), list(cuts), pooled
-        self.shrink, self.smoothing = shrink, smoothing
+        self.shrink, self.smoothing, self.lines = shrink, smoothing, lines
         self.fitted_families = [family for family in families if family != "lines"]
         for family in self.fitted_families:
             self.register_buffer(f"mean_{family}", torch.empty(0, dtype=torch.float64))
@@ -131,7 +136,7 @@ class PositionGaussian(AnomalySegmenter):
     def _distances(self, family: str, light: Tensor, valid: Tensor) -> Tensor:
         """Compute the smoothed logarithm of the squared distances: (B, h, w), 0 where there is no data."""
         if family == "lines":
-            return torch.where(valid, (line_responses(light).mean(1) + _FLOOR).log(), 0.0)
+            return torch.where(valid, (line_responses(light, kind=self.lines).mean(1) + _FLOOR).log(), 0.0)
         bins = border_bins((light.shape[-2], light.shape[-1]), self.cuts, light.device)
         mean, precision = (getattr(self, f"{kind}_{family}") for kind in ("mean", "precision"))
         distance = binned_mahalanobis(self._features(family, light, valid), bins, mean, precision)

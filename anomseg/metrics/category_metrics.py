@@ -17,8 +17,17 @@ NAMED_CATEGORIES = 32
 
 
 def image_metrics() -> dict[str, Metric | MetricCollection]:
-    """Collect the figures that take one score for each image: `image_auroc`, `image_ap`, and best F1 as `image_f1`."""
-    return {"image_auroc": ImageAUROC(), "image_ap": ImageAveragePrecision(), "image_f1": ImageF1Max()}
+    """Collect the figures that take one score for each image.
+
+    They are `image_auroc`, `image_ap` and best F1 as `image_f1` of its highest pixel, and `image_auroc_top` of the mean over the highest
+    hundredth of its pixels, which a speck of noise does not decide.
+    """
+    return {
+        "image_auroc": ImageAUROC(),
+        "image_ap": ImageAveragePrecision(),
+        "image_f1": ImageF1Max(),
+        "image_auroc_top": ImageAUROC(top=0.01),
+    }
 
 
 class CategoryMetrics(nn.Module):

@@ -19,7 +19,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from anomseg.data.defects import Blend, Corruption, Crack, PerlinTexture, Scar, default_defects
+from anomseg.data.defects import Blend, ColourShift, Corruption, Crack, CutPaste, Hole, PerlinTexture, Scar, default_defects
 from anomseg.data.industrial import IndustrialDataModule
 from anomseg.data.industrial_sets import IndustrialSet
 from anomseg.functional.bootstrap import bootstrap_auroc
@@ -54,6 +54,7 @@ ARMS: dict[str, tuple[Callable[[], AnomalySegmenter], str]] = {  # how it is mad
     "derivatives alone": (lambda: PositionGaussian(families=["derivatives"]), "whole"),
     "derivatives, one place": (lambda: PositionGaussian(families=["derivatives"], cuts=(), smoothing=1.0), "whole"),
     "lines, one place": (lambda: PositionGaussian(families=["lines"], cuts=()), "whole"),
+    "dark lines, one place": (lambda: PositionGaussian(families=["lines"], cuts=(), lines="dark"), "whole"),
     "all families": (lambda: PositionGaussian(families=["derivatives", "contrasts", "energies", "lines"]), "whole"),
     "contrasts alone": (lambda: PositionGaussian(families=["contrasts"]), "whole"),
     "library, resnet18": (lambda: library(TimmFeatures()), "whole"),
@@ -81,6 +82,10 @@ ARMS: dict[str, tuple[Callable[[], AnomalySegmenter], str]] = {  # how it is mad
         ),
         "corrupted crops",
     ),
+    "denoising, small defects": (  # the logits of defects alone, as they are: sharp peaks
+        lambda: Reconstruction(1, HEAD, scoring=ReconstructionScore(l1=0.0, msgms=0.0, defect=1.0, smoothing=0.0), optimisation=RATE),
+        "crops with small defects",
+    ),
     "denoising, lines": (
         lambda: Reconstruction(1, HEAD, scoring=ReconstructionScore(l1=0.0, msgms=0.0, defect=1.0), optimisation=RATE),
         "crops with lines",
@@ -107,6 +112,16 @@ def images(which: str, trains_on: str, seed: int) -> IndustrialDataModule:
     )  # evaluated in batches of one data set and size
     corruption = {
         "corrupted crops": Corruption(tuple(kind for kind in default_defects() if not isinstance(kind, Crack))),
+        "crops with small defects": Corruption(
+            (
+                Hole(size=(0.001, 0.02)),
+                ColourShift(size=(0.001, 0.02)),
+                CutPaste(size=(0.002, 0.03)),
+                Blend(size=(0.002, 0.03)),
+                Crack(size=(0.002, 0.02)),
+            ),
+            max_defects=4,
+        ),
         "crops with lines": Corruption((Crack(), Scar(), PerlinTexture(), Blend()), max_defects=1),
     }.get(trains_on)
     return IndustrialDataModule(chosen, channels=1, seed=seed, corruption=corruption, **crops)
@@ -114,23 +129,28 @@ def images(which: str, trains_on: str, seed: int) -> IndustrialDataModule:
 
 @torch.no_grad()
 def measured(method: AnomalySegmenter, data: IndustrialDataModule) -> dict[str, Any]:
-    tops, labels, names, pixels, truths = [], [], [], [], []
+    tops: dict[str, list[float]] = {"": [], "_top": []}  # highest pixel, and mean of the highest hundredth, as `image_metrics`
+    labels, names, pixels, truths = [], [], [], []
     regions: dict[str, PerRegionOverlap] = {}
     for batch in data.test_dataloader():
         score = method.score_map(batch["image"])
         regions.setdefault(batch["category"][0], PerRegionOverlap(0.3)).update(score, batch["mask"])
         for index, name in enumerate(batch["name"]):
             kept = batch["mask"][index] != 255
-            tops.append(float(score[index].max()))
+            tops[""].append(float(score[index].max()))
+            tops["_top"].append(float(score[index].flatten().topk(max(1, round(0.01 * score[index].numel()))).values.mean()))
             labels.append(int(batch["image_label"][index]))
             names.append(name.split("/")[:2])
             pixels.append(score[index][kept])
             truths.append(batch["mask"][index][kept] == 1)
-    tops_, labels_ = torch.tensor(tops), torch.tensor(labels)
+    images_, labels_ = {kind: torch.tensor(values) for kind, values in tops.items()}, torch.tensor(labels)
 
-    def image_auroc(chosen: Any) -> float:
+    def image_figures(chosen: Any) -> dict[str, float]:
         index = torch.tensor([bool(c) for c in chosen])
-        return float(auroc(count_scores([tops_[index]], [tops_[index & (labels_ == 1)]])))
+        return {
+            f"image_auroc{kind}": float(auroc(count_scores([values[index]], [values[index & (labels_ == 1)]])))
+            for kind, values in images_.items()
+        }
 
     def pixel_figures(chosen: Any) -> dict[str, float]:
         flat = [p for p, c in zip(pixels, chosen, strict=True) if c]
@@ -139,25 +159,25 @@ def measured(method: AnomalySegmenter, data: IndustrialDataModule) -> dict[str, 
         return {"auroc": float(auroc(counts)), "ap": float(average_precision(counts)), "f1_max": float(f1_max(counts)[0])}
 
     everything = [True] * len(names)
-    interval = bootstrap_auroc(tops_, labels_)
-    found: dict[str, Any] = {
-        "image_auroc": image_auroc(everything),
-        "image_auroc_interval": [float(interval.low), float(interval.high)],
-        "pixel": pixel_figures(everything),
-    }
+    found: dict[str, Any] = {**image_figures(everything), "pixel": pixel_figures(everything)}
+    for kind, values in images_.items():
+        interval = bootstrap_auroc(values, labels_)
+        found[f"image_auroc{kind}_interval"] = [float(interval.low), float(interval.high)]
     categories = sorted({category for category, _ in names})
     for category in categories:
         mine = [c == category for c, _ in names]
-        of_category: dict[str, Any] = {"image_auroc": image_auroc(mine), "pixel": pixel_figures(mine)}
+        of_category: dict[str, Any] = {**image_figures(mine), "pixel": pixel_figures(mine)}
         of_category["pixel"]["aupro"] = float(regions[category].compute())
         good = {defect for (c, defect), label in zip(names, labels, strict=True) if c == category and label == 0}
         for defect in sorted({d for c, d in names if c == category} - good):
             index = [c == category and (d == defect or d in good) for c, d in names]
-            of_category.setdefault("defects", {})[defect] = image_auroc(index)
+            of_category.setdefault("defects", {})[defect] = image_figures(index)
         if any(d.endswith("Uneven") for c, d in names if c == category):
             of_category["pixel_without_uneven"] = pixel_figures([c == category and not d.endswith("Uneven") for c, d in names])
         found[category] = of_category
-    found["mean_over_class"] = {"image_auroc": float(np.mean([found[c]["image_auroc"] for c in categories]))}
+    found["mean_over_class"] = {
+        f"image_auroc{kind}": float(np.mean([found[c][f"image_auroc{kind}"] for c in categories])) for kind in images_
+    }
     return found
 
 

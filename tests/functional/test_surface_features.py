@@ -132,3 +132,14 @@ def test_lines__of_every_band_stand_side_by_side(image):
     found = line_responses(both, (1.0, 2.0))
     torch.testing.assert_close(found[:, ::2], line_responses(light, (1.0, 2.0)))
     torch.testing.assert_close(found[:, 1::2].flip(-1), line_responses(light, (1.0, 2.0)), rtol=1e-3, atol=1e-3)
+
+
+def test_lines__of_one_kind_leave_the_other_out():
+    dark, bright = (noisy_line(0.4, sign)[0] for sign in (-1, 1))
+    torch.testing.assert_close(line_responses(dark, kind="dark"), line_responses(-dark, kind="bright"))
+    both, ours, others = (line_responses(dark, floor=1e6, kind=kind) for kind in ("both", "dark", "bright"))
+    torch.testing.assert_close(both, torch.maximum(ours, others), rtol=1e-4, atol=0)
+    _, line = noisy_line(0.4, 1)
+    assert float(line_responses(dark, kind="dark")[0].mean(0)[line].median()) > 2 * float(
+        line_responses(bright, kind="dark")[0].mean(0)[line].median()
+    )

@@ -125,7 +125,15 @@ def test_position_gaussian__is_not_used_before_it_is_fitted():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"families": []}, {"families": ["colour"]}, {"cuts": (4, 2)}, {"shrink": 0}, {"in_channels": 0}, {"smoothing": 0.2}],
+    [
+        {"families": []},
+        {"families": ["colour"]},
+        {"cuts": (4, 2)},
+        {"shrink": 0},
+        {"in_channels": 0},
+        {"smoothing": 0.2},
+        {"lines": "grey"},
+    ],
 )
 def test_position_gaussian__refuses_arguments_outside_their_range(wrong):
     with pytest.raises(ValueError, match="Expected"):

@@ -144,7 +144,7 @@ def test_categories__are_not_named_where_they_are_many_and_are_forgotten_on_rese
         metrics.update(score, mask, [f"class {index}"])
     assert set(metrics.compute()) == {"auroc_mean_over_class"} | {
         f"image_{figure}{mean}" for figure in ("ap", "f1_max", "f1_max_threshold") for mean in ("", "_mean_over_class")
-    } | {"image_auroc"}
+    } | {"image_auroc", "image_auroc_top"}
     metrics.reset()
     assert metrics.compute() == {}
 
@@ -209,3 +209,16 @@ def test_a_method__logs_the_figures_of_categories(tmp_path: Path):
     assert logged == pytest.approx({k: float(v) for k, v in expected.items()}, abs=1e-6)
     loop.test(method, data, verbose=False)
     assert {"test_aupro_mean_over_class", "test_image_ap/tile", "test_image_f1_max", "test_heat_bce"} <= set(loop.callback_metrics)
+
+
+def test_image_figures__of_the_highest_hundredth_are_not_decided_by_a_speck():
+    metrics = CategoryMetrics(MetricCollection({"auroc": PixelAUROC()}))
+    score = 0.1 * torch.rand(8, 20, 20, generator=torch.Generator().manual_seed(0))
+    score[:4, 3, 3] = 5.0  # specks on normal images
+    score[4:, 10, 4:16] = 2.0  # faint lines
+    mask = torch.zeros(8, 20, 20, dtype=torch.long)
+    mask[4:, 10, 4:16] = 1
+    metrics.update(score, mask, ["plate"] * 8)
+    values = metrics.compute()
+    assert float(values["image_auroc/plate"]) == 0.0
+    assert float(values["image_auroc_top/plate"]) == float(values["image_auroc_top"]) == 1.0
