@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -31,6 +32,7 @@ class _Shown(NamedTuple):
     mask: Tensor | None
     wavelength: Sequence[float] | None
     anomalous: bool
+    category: str | None
 
 
 class ReconstructionStrips(pl.Callback):
@@ -38,7 +40,8 @@ class ReconstructionStrips(pl.Callback):
 
     Writes `epoch-007/<name>.png` for each image and drawn epoch, and `summary_<name>.png` with all epochs so far; a `/` in a name becomes
     a `-`. Each file is there whole or not at all. The images are chosen once: half of them normal and half anomalous, as far as there are
-    any. Nothing is chosen by these pictures, and training goes on as it would without them. Epochs of panels count from 0.
+    any, and of each category in turn. Nothing is chosen by these pictures, and training goes on as it would without them. Epochs of panels
+    count from 0.
 
     Args:
         folder: where to write; it is made.
@@ -116,27 +119,33 @@ class ReconstructionStrips(pl.Callback):
 
     def _chosen(self, trainer: pl.Trainer) -> list[_Shown]:
         """Choose the images in the order in which they are served."""
-        normal: list[_Shown] = []
-        anomalous: list[_Shown] = []
         with isolate_rng():
-            for one in self._served(trainer):
-                if isinstance(self.images, int) or one.name in self.images:
-                    (anomalous if one.anomalous else normal).append(one)
-                if self._enough(len(normal), len(anomalous)):
-                    break
-        if not isinstance(self.images, int):
-            found = normal + anomalous
-            missing = sorted(set(self.images) - {one.name for one in found})
-            if missing:
-                warnings.warn(f"Expected {self.source} images named {missing}, but there are none; they are not drawn.", stacklevel=2)
-            return found
-        ill = min(len(anomalous), max(self.images // 2, self.images - len(normal)))
-        return normal[: self.images - ill] + anomalous[:ill]
+            return self._by_number(trainer, self.images) if isinstance(self.images, int) else self._by_name(trainer, set(self.images))
 
-    def _enough(self, normal: int, anomalous: int) -> bool:
-        if not isinstance(self.images, int):
-            return normal + anomalous >= len(set(self.images))
-        return normal >= self.images - self.images // 2 and anomalous >= self.images // 2
+    def _by_name(self, trainer: pl.Trainer, names: set[str]) -> list[_Shown]:
+        found: list[_Shown] = []
+        for one in self._served(trainer):
+            if one.name in names:
+                found.append(one)
+            if len(found) == len(names):
+                break
+        missing = sorted(names - {one.name for one in found})
+        if missing:
+            warnings.warn(f"Expected {self.source} images named {missing}, but there are none; they are not drawn.", stacklevel=2)
+        return sorted(found, key=lambda one: one.anomalous)
+
+    def _by_number(self, trainer: pl.Trainer, number: int) -> list[_Shown]:
+        held: dict[tuple[bool, str | None], list[_Shown]] = {}
+        for one in self._served(trainer):
+            alike = held.setdefault((one.anomalous, one.category), [])
+            if len(alike) < number:
+                alike.append(one)
+            # Categories may come one after the other: only without them is it known that nothing else will come.
+            if one.category is None and all(len(held.get((ill, None), ())) >= (number + 1) // 2 for ill in (False, True)):
+                break
+        normal, anomalous = (_in_turn([kept for (is_ill, _), kept in held.items() if is_ill == ill]) for ill in (False, True))
+        ill = min(len(anomalous), max(number // 2, number - len(normal)))
+        return normal[: number - ill] + anomalous[:ill]
 
     def _served(self, trainer: pl.Trainer) -> Iterator[_Shown]:
         loaders: Any = trainer.val_dataloaders
@@ -163,7 +172,12 @@ def _sample(batch: Mapping[str, Any], index: int, count: int) -> _Shown:
     anomalous = label == ANOMALY if label is not None else mask is not None and bool((mask == ANOMALY).any())
     name = batch["name"][index] if "name" in batch else f"image-{count}"
     wavelength = batch["wavelength"][index] if "wavelength" in batch else None
-    return _Shown(name, image, mask, wavelength, anomalous)
+    return _Shown(name, image, mask, wavelength, anomalous, batch["category"][index] if "category" in batch else None)
+
+
+def _in_turn(kinds: Sequence[Sequence[_Shown]]) -> list[_Shown]:
+    """Take the first of each kind, then the second of each, and so on."""
+    return [one for row in zip_longest(*kinds) for one in row if one is not None]
 
 
 def _frame(method: AnomalySegmenter, shown: _Shown, epoch: int) -> Frame:

@@ -127,6 +127,22 @@ def test_strips__take_images_by_name_and_warn_of_unknown_ones(tmp_path):
     assert [one.name for one in strips.written] == ["part-hole-test2.png", "summary_part-hole-test2.png"]
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_strips__take_each_category_in_turn(tmp_path):
+    class Lots(Parts):
+        def serve(self, kinds, stage):
+            samples = [*super().serve(kinds, stage).dataset, *super().serve(kinds, stage).dataset]
+            for index, sample in enumerate(samples):
+                category = "bolt" if index < len(kinds) else "nut"
+                sample |= {"category": category, "name": f"{category}{sample['name']}"}
+            return DataLoader(samples, batch_size=2, collate_fn=collate)
+
+    strips = ReconstructionStrips(tmp_path / "out", images=4, source="test")
+    fit(tmp_path, strips, Lots(), epochs=1)
+    assert [one.name.split("/")[0] for one in strips._shown] == ["boltpart", "nutpart"] * 2
+    assert [one.anomalous for one in strips._shown] == [False, False, True, True]
+
+
 @pytest.mark.parametrize("bands", [1, 10])
 def test_strips__draw_any_number_of_bands(tmp_path, bands):
     strips = ReconstructionStrips(tmp_path / "out", images=1)
