@@ -21,7 +21,6 @@ from anomseg.functional.windows import Window
 from anomseg.sample import ANOMALY, IGNORE, NORMAL
 
 ImageSize = tuple[int, int] | float | None
-_TAIL = 4096  # bytes in which a PNG file must end; some programs write a little more after it
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,6 @@ class IndustrialImage:
             ValueError: the mask has another size than the image.
             SceneFormatError: a file is unreadable, or the image is a PNG file of a palette.
         """
-        for path in (self.file.path, *([] if self.file.mask is None else [self.file.mask])):
-            _check_whole_png(path)
         _check_no_palette(self.file.path)
         shape = file_shape(self.file.path)
         if self.file.mask is not None and (found := file_shape(self.file.mask)[1:]) != shape[1:]:
@@ -135,16 +132,6 @@ class IndustrialImage:
                 raise SceneFormatError(f"Expected bands 0 to {len(image) - 1} of '{path}', but got {max(self.bands)} in bands=.")
             image = image[list(self.bands)]
         return image if bool(finite.all()) else torch.where(finite, image, torch.nan)
-
-
-def _check_whole_png(path: Path) -> None:
-    """Find PNG files that are cut short, of which GDAL reads the missing rows as anything without a word."""
-    if path.suffix.lower() != ".png" or not path.is_file():
-        return
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL))
-        if b"IEND" not in file.read():
-            raise SceneFormatError(f"Expected a PNG file with its end in '{path}' ({path.stat().st_size} bytes), but it is cut short.")
 
 
 def _check_no_palette(path: Path) -> None:

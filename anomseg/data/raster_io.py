@@ -20,6 +20,7 @@ from anomseg.functional.windows import Window
 ENVI_DATA_SUFFIXES = ("", ".img", ".dat", ".bil", ".bip", ".bsq", ".raw")
 Transform = tuple[float, float, float, float, float, float]
 # Nanometres in one unit; other units (wavenumber, index, GHz) are no wavelength.
+_PNG_TAIL = 4096  # bytes in which a PNG file must end; some programs write a little more after it
 _NANOMETRES = {"nanometers": 1.0, "nanometer": 1.0, "nm": 1.0, "micrometers": 1e3, "micrometer": 1e3, "um": 1e3, "μm": 1e3, "microns": 1e3}
 
 
@@ -253,6 +254,8 @@ def opened_raster(path: Path) -> Iterator[Any]:
             with rasterio.open(data) as dataset:
                 if dataset.driver == "ENVI":
                     _check_length(dataset, data)
+                if dataset.driver == "PNG":
+                    _check_end(data)
                 yield dataset
     except RasterioError as error:
         # GDAL recognises raw ENVI data by its header alone, so a missing header reads as an unknown format.
@@ -276,6 +279,15 @@ def _check_length(dataset: Any, data: Path) -> None:
             f"Expected {expected} bytes in '{data}' for {dataset.count} bands of {dataset.height}x{dataset.width} {dataset.dtypes[0]}, "
             f"but got {found}. The file is cut short, or its header belongs to another: copy both again."
         )
+
+
+def _check_end(data: Path) -> None:
+    # Of a PNG file that is cut short GDAL reads the missing rows as anything, without a word as well.
+    size = data.stat().st_size
+    with data.open("rb") as file:
+        file.seek(max(0, size - _PNG_TAIL))
+        if b"IEND" not in file.read():
+            raise SceneFormatError(f"Expected a PNG file with its end in '{data}' ({size} bytes), but it is cut short. Copy it again.")
 
 
 def _colour_bands(dataset: Any) -> list[int]:

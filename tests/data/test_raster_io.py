@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from PIL import Image
 from rasterio.enums import ColorInterp
 from spectral.io import envi
 
@@ -138,6 +139,18 @@ def test_read_raster__names_a_geotiff_that_is_cut_short(tmp_path):
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(SceneFormatError, match=r"cut\.tif"):
         read_raster(path)
+
+
+def test_read_raster__refuses_a_cut_png_file_that_gdal_would_fill_with_anything(tmp_path):
+    path = tmp_path / "frame.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"written after the end by another program")
+    assert raster_shape(path) == (3, 64, 64)
+    path.write_bytes(whole[: len(whole) // 2])
+    for read in (read_raster, raster_shape, read_mask_bands):
+        with pytest.raises(SceneFormatError, match=r"frame\.png.*cut short"):
+            read(path)
 
 
 def test_read_raster__is_silent_about_missing_georeferences(tmp_path):
