@@ -149,7 +149,7 @@ def measure(split: str, protocol: str, options: argparse.Namespace) -> None:
     folder = options.output / f"{split}{protocol}_{options.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     clean = frames(options, split, protocol)
-    common: dict[str, Any] = {"classes": len(clean.classes), "net": CompactSegmenter(options.width)}
+    common: dict[str, Any] = {"classes": len(clean.classes), "net": CompactSegmenter(options.width, norm=options.norm)}
     base = folder / "base.ckpt"
 
     def keep(name: str, method: ClosedSetSegmenter, steps: int) -> None:
@@ -160,13 +160,19 @@ def measure(split: str, protocol: str, options: argparse.Namespace) -> None:
 
     if not base.exists():
         rate = Optimisation(4e-3, warmup=0.05, schedule="poly")
-        method, steps = trained(lambda: Segmenter(**common, balance="log", optimisation=rate), clean, options.minutes, options, folder)
+        method, steps = trained(
+            lambda: Segmenter(**common, balance=options.balance, optimisation=rate), clean, options.minutes, options, folder
+        )
         (folder / "latest.ckpt").rename(base)
         keep("base", method, steps)
     fine = Optimisation(options.lr, warmup=0.05, schedule="poly")
     if not (folder / "control.json").exists():
         method, steps = trained(
-            lambda: Segmenter(**common, balance="log", segmenter=str(base), optimisation=fine), clean, options.fine_minutes, options, folder
+            lambda: Segmenter(**common, balance=options.balance, segmenter=str(base), optimisation=fine),
+            clean,
+            options.fine_minutes,
+            options,
+            folder,
         )
         keep("control", method, steps)
     for name in options.arms:
@@ -211,6 +217,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="of one core for the closed-set net")
     parser.add_argument("--fine-minutes", type=float, default=4.0, help="of one core for the control and each arm")
     parser.add_argument("--width", type=int, default=24)
+    parser.add_argument("--norm", default="batch", choices=["batch", "group"], help="seeds 0 and 1 were measured with group")
+    parser.add_argument("--balance", default="none", choices=["none", "log"], help="of classes; seeds 0 and 1 were measured with log")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--probability", type=float, default=0.7)
     parser.add_argument("--precision", default="bf16-mixed")
