@@ -1,8 +1,9 @@
 """Measure methods on inspected surfaces: python tests/benchmarks/bench_surfaces.py --output DIR --sets tiles cracks boards all.
 
 Tiles are Magnetic-Tile at half size, split by session; cracks are patches of CrackForest, split by image; boards are DeepPCB at half size,
-templates as normal images. `all` trains one model on the three. Every arm of a set and seed sees the same images. Each result is a JSON
-file in the output folder, and is not measured again. ANOMSEG_DATA names the folder with industrial and change/deeppcb.
+templates as normal images, split by design; places are the same, split by place, so that every design trains. `all` trains one model on
+tiles, cracks and boards. Every arm of a set and seed sees the same images. Each result is a JSON file in the output folder, and is not
+measured again. ANOMSEG_DATA names the folder with industrial and change/deeppcb.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import torch
 from anomseg.data.defects import Blend, ColourShift, Corruption, Crack, CutPaste, Hole, PerlinTexture, Scar, default_defects
 from anomseg.data.industrial import IndustrialDataModule
 from anomseg.data.industrial_sets import IndustrialSet
+from anomseg.data.industrial_split import SessionSplit
 from anomseg.functional.bootstrap import bootstrap_auroc
 from anomseg.functional.score_curves import auroc, average_precision, f1_max
 from anomseg.functional.score_histogram import count_scores
@@ -104,7 +106,10 @@ def images(which: str, trains_on: str, seed: int) -> IndustrialDataModule:
         "cracks": IndustrialSet(data / "industrial" / "crackforest", "crackforest"),
         "boards": IndustrialSet(data / "change" / "deeppcb", "deeppcb", size=0.5),
     }
-    chosen = list(sets.values()) if which == "all" else [sets[which]]
+    # Boards of designs that trained, at other places of them; a place tests by both of its images or by none.
+    places = SessionSplit(r"/(\d+)$", gap=0)
+    sets["places"] = replace(sets["boards"], split=places, test_defects="split")
+    chosen = [sets[name] for name in ("tiles", "cracks", "boards")] if which == "all" else [sets[which]]
     if which == "all" and trains_on != "whole":  # an epoch draws about as many crops from each set
         chosen = [replace(part, repeats=times) for part, times in zip(chosen, (6, 1, 10), strict=True)]
     crops: dict[str, Any] = (
@@ -214,7 +219,7 @@ def measure(which: str, arm: str, seed: int, options: argparse.Namespace) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--sets", nargs="+", default=["tiles", "cracks", "boards"], choices=["tiles", "cracks", "boards", "all"])
+    parser.add_argument("--sets", nargs="+", default=["tiles", "cracks", "boards"], choices=["tiles", "cracks", "boards", "places", "all"])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=600, help="of 8 crops, for the nets")
