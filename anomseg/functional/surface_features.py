@@ -99,19 +99,21 @@ def line_responses(
     """
     filled, valid = fill_nodata(light)
     weight = valid[:, None].float()
-    turns = torch.arange(directions, device=light.device) * (torch.pi / directions)
-    sine, cosine = turns.sin()[:, None, None], turns.cos()[:, None, None]
-    shape = (light.shape[-2] + math.ceil(_ALONG * length), light.shape[-1] + math.ceil(_ALONG * length))
-    strokes = torch.fft.rfft2(_strokes(shape, length, sine, cosine))
-    held = torch.fft.irfft2(torch.fft.rfft2(weight, shape) * strokes, shape)[..., : light.shape[-2], : light.shape[-1]].clamp_min(_HELD)
-    found = []
-    for sigma in sigmas:
-        for down, across, mixed in gaussian_jet(filled * weight, weight, sigma)[2:].movedim(2, 0):  # of each band
-            # Lines run along (sine, cosine); the derivative is taken across them.
-            bent = (down[:, None] * cosine**2 - 2 * mixed[:, None] * sine * cosine + across[:, None] * sine**2) * weight
-            mean = torch.fft.irfft2(torch.fft.rfft2(bent, shape) * strokes, shape)[..., : light.shape[-2], : light.shape[-1]] / held
-            found.append({"dark": mean, "bright": -mean, "both": mean.abs()}[kind].amax(1).clamp_min(0.0))
-    responses = torch.stack(found, 1)
+    height, width = light.shape[-2:]
+    shape = (height + math.ceil(_ALONG * length), width + math.ceil(_ALONG * length))
+    # Second derivatives in any direction are sums of three, so that these alone are transformed: (S, C, 3, B, ...).
+    jets = torch.stack([(gaussian_jet(filled * weight, weight, sigma)[2:] * weight).movedim(2, 0) for sigma in sigmas])
+    spectra, held_spectrum = torch.fft.rfft2(jets, shape), torch.fft.rfft2(weight[:, 0], shape)
+    best = light.new_zeros(len(sigmas), light.shape[1], *valid.shape, dtype=torch.float32)
+    for turn in range(directions):
+        sine, cosine = math.sin(math.pi * turn / directions), math.cos(math.pi * turn / directions)
+        stroke = torch.fft.rfft2(_stroke(shape, length, sine, cosine, weight))
+        held = torch.fft.irfft2(held_spectrum * stroke, shape)[..., :height, :width].clamp_min(_HELD)
+        # Lines run along (sine, cosine); the derivative is taken across them.
+        across = cosine**2 * spectra[:, :, 0] + sine**2 * spectra[:, :, 1] - 2 * sine * cosine * spectra[:, :, 2]
+        mean = torch.fft.irfft2(across * stroke, shape)[..., :height, :width] / held
+        best = torch.maximum(best, {"dark": mean, "bright": -mean, "both": mean.abs()}[kind])
+    responses = best.movedim(2, 0).flatten(1, 2)
     return torch.where(valid[:, None], responses / (image_median(responses, valid) + floor), 0.0)
 
 
@@ -170,16 +172,16 @@ def window_contrasts(features: Tensor, valid: Tensor, windows: Sequence[tuple[in
     return torch.cat(found, 1)
 
 
-def _strokes(shape: tuple[int, int], length: float, sine: Tensor, cosine: Tensor) -> Tensor:
-    """Draw one Gaussian stroke of sum 1 for each direction about the first pixel, wrapped around: (D, H, W)."""
+def _stroke(shape: tuple[int, int], length: float, sine: float, cosine: float, like: Tensor) -> Tensor:
+    """Draw a Gaussian stroke of sum 1 about the first pixel, wrapped around: (H, W)."""
     reach = math.ceil(_ALONG * length)
-    rows, columns = (torch.arange(side, device=sine.device, dtype=sine.dtype) for side in shape)
+    rows, columns = (torch.arange(side, device=like.device, dtype=like.dtype) for side in shape)
     rows, columns = (torch.where(place > side - 1 - reach, place - side, place) for place, side in zip((rows, columns), shape, strict=True))
     along = rows[:, None] * sine + columns * cosine
     across = rows[:, None] * cosine - columns * sine
     near = (rows[:, None].abs() <= reach) & (columns.abs() <= reach)
     stroke = torch.exp(-along.square() / (2 * length**2) - across.square() / (2 * _PEN**2)) * near
-    return stroke / stroke.sum((-2, -1), keepdim=True)
+    return stroke / stroke.sum()
 
 
 def _integral(x: Tensor) -> Tensor:
