@@ -43,6 +43,7 @@ from anomseg.optimisation import Optimisation
 
 RATE = Optimisation(2e-3, warmup=0.05)
 HEAD = AutoencoderSpec(width=16, depth=3, skips="all", defect_head=True)
+SHARP = ReconstructionScore(l1=0.0, msgms=0.0, defect=1.0, smoothing=0.0)
 PLAIN = AutoencoderSpec(width=16, depth=4, skips="none")
 
 
@@ -85,7 +86,11 @@ ARMS: dict[str, tuple[Callable[[], AnomalySegmenter], str]] = {  # how it is mad
         "corrupted crops",
     ),
     "denoising, small defects": (  # the logits of defects alone, as they are: sharp peaks
-        lambda: Reconstruction(1, HEAD, scoring=ReconstructionScore(l1=0.0, msgms=0.0, defect=1.0, smoothing=0.0), optimisation=RATE),
+        lambda: Reconstruction(1, HEAD, scoring=SHARP, optimisation=RATE),
+        "crops with small defects",
+    ),
+    "denoising, small defects, mirrored": (
+        lambda: Reconstruction(1, HEAD, scoring=SHARP, mirrors=True, optimisation=RATE),
         "crops with small defects",
     ),
     "denoising, lines": (

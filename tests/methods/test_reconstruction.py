@@ -240,6 +240,21 @@ def test_position__is_fitted_on_normal_scores_and_used(tmp_path):
     torch.testing.assert_close(with_position, method.score(image) - 5)
 
 
+def test_mirrors__make_the_score_move_with_the_image(tmp_path):
+    method, _ = taught(tmp_path, 2, mirrors=True, net=AutoencoderSpec(width=4, depth=2, skips="all", defect_head=True))
+    image = torch.cat([batch["image"] for batch in loader(4, 9, defects=True, size=(24, 32))])
+    image[0, :, 3:6, 4:9] = torch.nan
+    score = method.eval().score(image)
+    for axes in ((-1,), (-2,), (-2, -1)):
+        torch.testing.assert_close(method.score(image.flip(axes)), score.flip(axes), rtol=1e-4, atol=1e-4)
+    one_view = []
+    for axes in ((), (-1,), (-2,), (-2, -1)):
+        method.mirrors = False
+        one_view.append(method.score(image.flip(axes)).flip(axes))
+    assert not torch.allclose(one_view[0], one_view[1], atol=1e-2)
+    torch.testing.assert_close(torch.stack(one_view).mean(0), score, rtol=1e-4, atol=1e-4)
+
+
 def test_places__of_crops_are_those_of_their_windows():
     method = Reconstruction(net=TINY, reach=8.0)
     whole = method._places(torch.zeros(1, 3, 20, 30), {})
@@ -280,6 +295,7 @@ def test_plain_autoencoder_with_open_skips__is_warned_of_copying(tmp_path):
         {"in_channels": 0},
         {"fit_batches": 0},
         {"reach": 0.0},
+        {"reach": 8.0, "mirrors": True},
         {"ema": 1.0},
         {"loss": ReconstructionLoss(features=1, feature_net="ema")},
         {"net": FEATURES, "masked": MaskedPrediction()},
