@@ -100,7 +100,8 @@ class PositionGaussian(AnomalySegmenter):
 
     def on_train_start(self) -> None:
         """Fit everything: one pass for the Gaussians, and one for the level that each family's score has in each place."""
-        self._fit_gaussians()
+        if self.fitted_families:
+            self._fit_gaussians()
         for family in self.families:
             maps = ((self._distances(family, light, valid), normal) for light, valid, normal in self._normal_parts())
             cast(BorderStatistics, self.levels[family]).fit(maps)
@@ -134,7 +135,7 @@ class PositionGaussian(AnomalySegmenter):
         return torch.where(valid[:, None], energies - image_median(energies, valid), 0.0)
 
     def _distances(self, family: str, light: Tensor, valid: Tensor) -> Tensor:
-        """Compute the smoothed logarithm of the squared distances: (B, h, w), 0 where there is no data."""
+        """Compute the smoothed logarithm of the squared distances, or that of the lines: (B, h, w), 0 where there is no data."""
         if family == "lines":
             return torch.where(valid, (line_responses(light, kind=self.lines).mean(1) + _FLOOR).log(), 0.0)
         bins = border_bins((light.shape[-2], light.shape[-1]), self.cuts, light.device)

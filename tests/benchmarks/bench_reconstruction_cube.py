@@ -10,6 +10,7 @@ import os
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 
@@ -39,8 +40,13 @@ def measure(scene: str, options: argparse.Namespace) -> None:
     for make, epochs in ((RX, 1), (rebuild, options.epochs)):
         pl.seed_everything(options.seed, verbose=False)
         method = make()
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-        trainer = pl.Trainer(max_epochs=epochs, check_val_every_n_epoch=epochs, gradient_clip_val=1.0, accelerator="cpu", **quiet)  # type: ignore[arg-type]
+        quiet: dict[str, Any] = {
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+        }
+        trainer = pl.Trainer(max_epochs=epochs, check_val_every_n_epoch=epochs, gradient_clip_val=1.0, accelerator="cpu", **quiet)
         begun = time.process_time()
         trainer.fit(method, data)
         seconds = time.process_time() - begun

@@ -36,6 +36,7 @@ from anomseg.methods.position_statistics import BorderStatistics
 from anomseg.methods.reconstruction import Reconstruction
 from anomseg.methods.reconstruction_score import ReconstructionScore
 from anomseg.methods.reconstruction_training import ReconstructionLoss
+from anomseg.metrics.pixel import image_scores
 from anomseg.metrics.region import PerRegionOverlap
 from anomseg.nets.autoencoder import AutoencoderSpec
 from anomseg.nets.feature_encoder import FilterBankFeatures, RandomPyramid, TimmFeatures
@@ -145,10 +146,10 @@ def measured(method: AnomalySegmenter, data: IndustrialDataModule) -> dict[str, 
     for batch in data.test_dataloader():
         score = method.score_map(batch["image"])
         regions.setdefault(batch["category"][0], PerRegionOverlap(0.3)).update(score, batch["mask"])
+        for kind, top in (("", None), ("_top", 0.01)):
+            tops[kind] += image_scores(score, batch["mask"], batch["image_label"], top)[0].tolist()
         for index, name in enumerate(batch["name"]):
             kept = batch["mask"][index] != 255
-            tops[""].append(float(score[index].max()))
-            tops["_top"].append(float(score[index].flatten().topk(max(1, round(0.01 * score[index].numel()))).values.mean()))
             labels.append(int(batch["image_label"][index]))
             names.append(name.split("/")[:2])
             pixels.append(score[index][kept])
