@@ -53,6 +53,7 @@ class DrivingDataModule(SceneDataModule):
         test_paste: OutlierPaste | None = None,
         test_with: TestWith = "held_out",
         void_as_outliers: bool = False,
+        void_rim: int = 0,
         test_step: int = 1,
         augment: Augmentation | None = None,
         crops: int = 1,
@@ -80,6 +81,7 @@ class DrivingDataModule(SceneDataModule):
             test_with: `held_out` classes and those that the set itself names anomalous; or `pasted` objects, with the former void.
             void_as_outliers: void pixels of the label files train as outliers. They are diverse and cost nothing, but may lie beside
                 held-out objects or be parts of them: say so where you report figures.
+            void_rim: pixels of void next to anything labelled that do not train as outliers; the seams between classes are such.
             test_step: every so many frames are tested, in the order of their names.
             augment: changes training frames before anything is pasted.
             crops: training samples from each frame in an epoch.
@@ -98,17 +100,17 @@ class DrivingDataModule(SceneDataModule):
         unknown = sorted(set(hold_out) - set(self._described.classes))
         if unknown or (hold_out and not set(self._described.classes) - set(hold_out)):
             raise ValueError(f"Expected classes to hold out among {self._described.classes}, and one to learn, but got {tuple(hold_out)}.")
-        if hold_out_frames not in get_args(HeldOutFrames) or test_with not in get_args(TestWith) or min(test_step, crops) < 1:
+        if hold_out_frames not in get_args(HeldOutFrames) or test_with not in get_args(TestWith) or min(test_step, crops, void_rim + 1) < 1:
             raise ValueError(
-                f"Expected hold_out_frames of {get_args(HeldOutFrames)}, test_with of {get_args(TestWith)}, test_step and crops >= 1, "
-                f"but got {hold_out_frames!r}, {test_with!r}, {test_step} and {crops}."
+                f"Expected hold_out_frames of {get_args(HeldOutFrames)}, test_with of {get_args(TestWith)}, test_step and crops >= 1 and "
+                f"void_rim >= 0, but got {hold_out_frames!r}, {test_with!r}, {test_step}, {crops} and {void_rim}."
             )
         if test_with == "pasted" and test_paste is None:
             raise ValueError("Expected test_paste for test_with='pasted', but got None. OutlierPaste((SyntheticOutliers(),), 1.0) is one.")
         self.root, self.layout, self.hold_out, self.hold_out_frames = root, layout, hold_out, hold_out_frames
         self.split, self.size, self.test_step, self.predict_root = split, size, test_step, predict_root
         self.paste, self.val_paste, self.test_paste, self.test_with = paste, val_paste, test_paste, test_with
-        self.void_as_outliers, self.augment, self.crops = void_as_outliers, augment, crops
+        self.void_as_outliers, self.void_rim, self.augment, self.crops = void_as_outliers, void_rim, augment, crops
         self._parts: dict[Stage, list[DrivingFrame]] = {}
 
     @property
@@ -164,7 +166,7 @@ class DrivingDataModule(SceneDataModule):
                 f"{self._described.classes}, or take test_with='pasted'."
             )
         void = ANOMALY if stage == "train" and self.void_as_outliers else IGNORE
-        return DrivingTruth(self._described, tuple(self.hold_out), tested, void)
+        return DrivingTruth(self._described, tuple(self.hold_out), tested, void, self.void_rim)
 
     def _shared(self) -> dict[Stage, list[DrivingFrame]]:
         if not self._parts:

@@ -31,12 +31,14 @@ class DrivingTruth:
         held_out: classes that are never learnt.
         anomalous: whether held-out classes are anomalous, as in tests, or void, as in training.
         void: what void pixels become in the mask: void, or anomalous.
+        rim: pixels of void, counted from whatever is not void, that stay void: seams between classes, which are not objects.
     """
 
     layout: DrivingLayout
     held_out: tuple[str, ...] = ()
     anomalous: bool = False
     void: int = IGNORE
+    rim: int = 0
 
     @property
     def known(self) -> tuple[str, ...]:
@@ -56,7 +58,13 @@ class DrivingTruth:
         for name in (*self.held_out, *self.layout.anomalies):
             mask_of[number[name]] = ANOMALY if self.anomalous else IGNORE
         places = torch.where(ids < 0, size - 1, ids)  # a pixel without class is void
-        return mask_of[places], label_of[places]
+        mask = mask_of[places]
+        if self.rim and self.void != IGNORE:
+            named = torch.zeros(size, dtype=torch.bool)
+            named[[number[name] for name in (*self.layout.classes, *self.layout.inliers, *self.layout.anomalies)]] = True
+            near = F.max_pool2d(named[places][None].float(), 2 * self.rim + 1, 1, self.rim)[0] > 0
+            mask = torch.where(near & ~named[places], IGNORE, mask)
+        return mask, label_of[places]
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,10 @@ def measure(name: str, group: str, options: argparse.Namespace) -> dict[str, Any
     data.setup("test")
     test = scored(method, data.test_dataloader())
     held = counts(test)
+    names = [name for batch in data.test_dataloader() for name in batch["name"]]
+    wrong = [
+        (int((s < threshold)[t == 1].sum()), int((s >= threshold)[t != 1].sum()), name) for name, (s, t) in zip(names, test, strict=True)
+    ]
     return {
         "method": name,
         "group": group,
@@ -158,6 +162,7 @@ def measure(name: str, group: str, options: argparse.Namespace) -> dict[str, Any
         "f1": f1(torch.cat([s for s, _ in test]) >= threshold, torch.cat([t for _, t in test])),
         "f1_best": float(f1_max(held)[0]),
         "f1_median_image": median(f1(s >= threshold, t) for s, t in test),
+        "worst_images": sorted(wrong, key=lambda one: -one[0] - one[1])[:8],  # pixels missed, pixels flagged wrongly, name
         "ap": float(average_precision(held)),
         "auroc": float(auroc(held)),
     }

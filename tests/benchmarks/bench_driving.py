@@ -46,10 +46,13 @@ READOUTS = {"msp": MSP(), "max_logit": MaxLogit(), "entropy": Entropy(), "energy
 ARMS: dict[str, dict[str, Any]] = {
     "pebal": {},
     "pebal, void": {"void": True},
+    "pebal, inner void": {"void": True, "rim": 3},
     "no abstention, void": {"void": True, "recipe": PEBALLoss(abstention=0.0)},
     "no energy, void": {"void": True, "recipe": PEBALLoss(energy=0.0)},
     "no smoothness or sparsity, void": {"void": True, "recipe": PEBALLoss(smoothness=0.0, sparsity=0.0)},
     "maximum entropy, void": {"void": True, "recipe": PEBALLoss(abstention=0.0, energy=0.0, uniform=0.5)},
+    "maximum entropy, inner void": {"void": True, "rim": 3, "recipe": PEBALLoss(abstention=0.0, energy=0.0, uniform=0.5)},
+    "maximum entropy, gently": {"void": True, "rim": 3, "recipe": PEBALLoss(abstention=0.0, energy=0.0, uniform=0.1)},
     "cut-outs alone": {"sources": "cutouts"},
     "decoder alone, void": {"void": True, "trainable": "decoder"},
     "as published": {"paper_faithful": True},
@@ -181,7 +184,7 @@ def measure(split: str, protocol: str, options: argparse.Namespace) -> None:
         chosen = dict(ARMS[name])
         data = Path(os.environ["ANOMSEG_DATA"])
         paste = OutlierPaste(sources(chosen.pop("sources", "all"), data, "train"), options.probability)
-        mixed = frames(options, split, protocol, paste=paste, void_as_outliers=chosen.pop("void", False))
+        mixed = frames(options, split, protocol, paste=paste, void_as_outliers=chosen.pop("void", False), void_rim=chosen.pop("rim", 0))
 
         def make(chosen: dict[str, Any] = chosen) -> PEBAL:
             return PEBAL(**common, segmenter=str(base), optimisation=fine, **chosen)

@@ -146,6 +146,15 @@ def test_driving__takes_void_for_outliers_in_training_on_demand(root):
     assert values(batches(data, "val"), "mask") == {0, 255}
 
 
+def test_driving__keeps_the_rim_of_void_out_of_training_on_demand(root):
+    for batch in batches(module(root, void_as_outliers=True, void_rim=2), "train"):
+        inner = torch.arange(60) // 5 % 4 == 3
+        inner = inner & inner.roll(1) & inner.roll(-1) & inner.roll(2) & inner.roll(-2)
+        assert bool(inner.any())
+        edges = torch.arange(60).lt(2) | torch.arange(60).gt(57)
+        assert torch.equal((batch["mask"] == 1)[..., ~edges], inner[~edges].expand_as(batch["mask"][..., ~edges]))
+
+
 def test_driving__tests_every_so_many_frames(root):
     assert [name for batch in batches(module(root, test_step=3), "test") for name in batch["name"]] == ["s2_0", "s2_3"]
 

@@ -43,6 +43,21 @@ def test_truth__hides_held_out_classes_from_training_even_where_void_is_an_outli
     assert label.tolist() == [[0, 3, 9], [255, 255, 255]]
 
 
+def test_truth__keeps_the_rim_of_void_void_but_not_the_edge_of_the_frame():
+    ids = torch.full((7, 9), 11)
+    ids[:, 0], ids[3, 8] = 3, 10  # a class that is learnt, and one that is held out
+    truth = DrivingTruth(CAMVID_LAYOUT, ("bicyclist",), void=1, rim=2)
+    mask, label = truth.read(ids)
+    seams = torch.zeros(7, 9, dtype=torch.bool)
+    seams[:, :3], seams[1:6, 6:] = True, True
+    assert bool((mask[~seams] == 1).all())
+    assert set(mask[seams].tolist()) == {0, 255}
+    assert torch.equal(mask == 0, ids == 3)
+    assert torch.equal(label, torch.where(ids == 3, 3, 255))
+    unseen = DrivingTruth(CAMVID_LAYOUT, ("bicyclist",), rim=2).read(ids)[0]
+    assert torch.equal(unseen == 255, ids != 3)
+
+
 def test_frame__is_read_in_zero_to_one_with_label_and_mask(tmp_path):
     save(tmp_path)
     scene = frame(tmp_path)()
