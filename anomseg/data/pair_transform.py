@@ -54,11 +54,14 @@ class GlobalShift(PairTransform):
         max_shift: most pixels along each axis, at least 1; a smaller image allows less.
         moved: the date that moves. The truth stays, so it is the one on which the truth was not drawn.
         border: what comes in: the nearest pixel ("edge"), so that every pixel of the truth still counts, or no data ("nodata").
+        keep: keep the bands as read and add the moved ones behind them, and those of the other date a second time: a network then sees
+            both, while truth and gate (``gate_bands``) can stay with what was read.
     """
 
     max_shift: int = 24
     moved: Moved = "before"
     border: Literal["edge", "nodata"] = "edge"
+    keep: bool = False
 
     def __post_init__(self) -> None:
         if self.max_shift < 1 or self.moved not in get_args(Moved) or self.border not in ("edge", "nodata"):
@@ -72,7 +75,8 @@ class GlobalShift(PairTransform):
         first, second = pair if self.moved == "before" else pair.flip(0)
         shift, _ = global_shift(first, second, min(self.max_shift, min(pair.shape[-2:]) - 1))
         if shift == (0, 0):
-            return pair
+            return torch.cat([pair, pair], 1) if self.keep else pair
         dates = (shifted(first, shift, self.border), second)
         stacked = torch.stack(dates if self.moved == "before" else dates[::-1])
+        stacked = torch.cat([pair, stacked], 1) if self.keep else stacked
         return torch.where(torch.isfinite(stacked).all(dim=(0, 1)), stacked, torch.nan)

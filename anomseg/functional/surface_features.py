@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -96,7 +96,12 @@ def line_responses(
 
     Returns:
         (B, S C, H, W) float32 for S scales, finite; 0 where there is no data.
+
+    Raises:
+        ValueError: an unknown kind.
     """
+    if kind not in get_args(LineKind):
+        raise ValueError(f"Expected a kind of lines of {get_args(LineKind)}, but got {kind!r}.")
     filled, valid = fill_nodata(light)
     weight = valid[:, None].float()
     height, width = light.shape[-2:]

@@ -45,6 +45,7 @@ class ChangeSegmenter(AnomalySegmenter):
         recipe: see `ChangeTraining`.
         gate: difference between the dates, in standard deviations of the bands, at which a pixel may count as changed without reserve;
             below, its probability is scaled down (`difference_gate`). None for no gate: change need not show in the raw bands.
+        gate_bands: the gate compares so many bands, the first ones; None for all.
         symmetric: score the mean of both orders of the dates, at twice the cost; else the given order alone.
         standardise: bands by mean and deviation of the `training` pairs, or those of each date of each `image`, which takes out light.
         calibration: see `AnomalySegmenter`.
@@ -64,6 +65,7 @@ class ChangeSegmenter(AnomalySegmenter):
         in_channels: int,
         recipe: ChangeTraining | None,
         gate: float | None,
+        gate_bands: int | None,
         symmetric: bool,
         standardise: Standardise,
         calibration: Calibration | None,
@@ -75,7 +77,15 @@ class ChangeSegmenter(AnomalySegmenter):
                 "Expected in_channels >= 1, standardise 'training' or 'image' and gate > 0 or None, "
                 f"but got {in_channels}, {standardise!r} and {gate}."
             )
-        self.in_channels, self.gate, self.symmetric, self.standardise = in_channels, gate, symmetric, standardise
+        if gate_bands is not None and not 1 <= gate_bands <= in_channels:
+            raise ValueError(f"Expected gate_bands of 1 to {in_channels}, the bands of a date, or None for all, but got {gate_bands}.")
+        self.in_channels, self.gate, self.gate_bands, self.symmetric, self.standardise = (
+            in_channels,
+            gate,
+            gate_bands,
+            symmetric,
+            standardise,
+        )
         self.recipe: ChangeTraining = build(recipe, ChangeTraining) or ChangeTraining()
         self.register_buffer("mean", torch.zeros(in_channels))
         self.register_buffer("std", torch.zeros(in_channels))
@@ -156,7 +166,8 @@ class ChangeSegmenter(AnomalySegmenter):
         by_image = self.standardise == "image"
         dates = standardise_dates(image) if by_image else (image - self.mean[:, None, None]) / self.std[:, None, None]
         dates, _ = fill_nodata(dates)
-        gate = None if self.gate is None else difference_gate(dates[:, 0], dates[:, 1], self.gate)
+        seen = dates[:, :, : self.gate_bands]
+        gate = None if self.gate is None else difference_gate(seen[:, 0], seen[:, 1], self.gate)
         return dates, gate
 
     def _training_pairs(self) -> Iterator[Mapping[str, Any]]:
@@ -189,6 +200,7 @@ class ChangeMamba(ChangeSegmenter):
         spec: a preset, or a `ChangeMambaSpec`.
         recipe: see `ChangeTraining`.
         gate: see `ChangeSegmenter`.
+        gate_bands: see `ChangeSegmenter`.
         symmetric: see `ChangeSegmenter`.
         standardise: see `ChangeSegmenter`.
         calibration: see `AnomalySegmenter`.
@@ -203,12 +215,13 @@ class ChangeMamba(ChangeSegmenter):
         spec: ChangeMambaSpec | Preset = "tiny",
         recipe: ChangeTraining | None = None,
         gate: float | None = None,
+        gate_bands: int | None = None,
         symmetric: bool = True,
         standardise: Standardise = "training",
         calibration: Calibration | None = None,
         optimisation: Optimisation | None = None,
     ) -> None:
-        super().__init__(in_channels, recipe, gate, symmetric, standardise, calibration, optimisation)
+        super().__init__(in_channels, recipe, gate, gate_bands, symmetric, standardise, calibration, optimisation)
         if isinstance(spec, str) and spec not in PRESETS:
             raise ValueError(f"Expected a preset of {', '.join(PRESETS)} or a ChangeMambaSpec, but got {spec!r}.")
         self.spec: ChangeMambaSpec | Preset = build(spec, ChangeMambaSpec)
@@ -228,6 +241,7 @@ class SiameseUNet(ChangeSegmenter):
         spec: see `SiameseUNetSpec`.
         recipe: see `ChangeTraining`.
         gate: see `ChangeSegmenter`.
+        gate_bands: see `ChangeSegmenter`.
         symmetric: see `ChangeSegmenter`.
         standardise: see `ChangeSegmenter`.
         calibration: see `AnomalySegmenter`.
@@ -242,12 +256,13 @@ class SiameseUNet(ChangeSegmenter):
         spec: SiameseUNetSpec | None = None,
         recipe: ChangeTraining | None = None,
         gate: float | None = None,
+        gate_bands: int | None = None,
         symmetric: bool = True,
         standardise: Standardise = "training",
         calibration: Calibration | None = None,
         optimisation: Optimisation | None = None,
     ) -> None:
-        super().__init__(in_channels, recipe, gate, symmetric, standardise, calibration, optimisation)
+        super().__init__(in_channels, recipe, gate, gate_bands, symmetric, standardise, calibration, optimisation)
         self.spec: SiameseUNetSpec = build(spec, SiameseUNetSpec) or SiameseUNetSpec()
         self.network = SiameseConvUNet(in_channels, self.spec)
 

@@ -25,11 +25,12 @@ from anomseg.functional.surface_features import (
     window_contrasts,
 )
 from anomseg.methods.base import AnomalySegmenter
-from anomseg.methods.position_statistics import BorderStatistics
+from anomseg.methods.position_statistics import BorderStatistics, peaks_of_places
 from anomseg.methods.training_data import gathered_objects, normal_pixels, training_batches
 from anomseg.sample import finite_pixels
 
 Family = Literal["derivatives", "contrasts", "energies", "lines"]
+PlaceLevel = Literal["peak", "mean"]
 _FLOOR = 1e-3  # of squared distances under the logarithm
 
 
@@ -38,7 +39,9 @@ class PositionGaussian(AnomalySegmenter):
 
     The dark rim of a part dominates every map that does not know where the border is. For each family of features and each bin of the
     distance to the nearer border of both axes there is one Gaussian (`binned_gaussians`); the squared distances' logarithms are smoothed,
-    standardised over the normal training pixels of each bin, and averaged over the families. Nothing is learnt by descent.
+    standardised over the normal training pixels of each bin, and averaged over the families. With ``level="peak"`` the average is then
+    standardised over the highest normal pixels that each bin has in each image: what says whether an image is defective is its highest
+    pixel, and that of a rim, or of a large bin, lies higher above its mean. Nothing is learnt by descent.
 
     - `derivatives`: directional derivatives up to the second order at three scales (`directional_derivatives`): small, sharp defects.
     - `contrasts`: light and energies on the two sides of a pixel (`window_contrasts`): the edge of a patch that looks normal inside.
@@ -56,6 +59,8 @@ class PositionGaussian(AnomalySegmenter):
         shrink: images are averaged over squares of this side first, and the score is enlarged.
         smoothing: standard deviation of a Gaussian over the score in pixels after `shrink`; 0 for none.
         lines: which of them the family of that name looks for, `dark` or `bright` ones, or `both`.
+        level: what the score of a place is measured against, `peak` or the `mean` of its pixels alone. On tiles with a rough rim peaks
+            rank images better, and pixels of wide defects at the rim worse.
         calibration: see `AnomalySegmenter`.
 
     Raises:
@@ -77,41 +82,49 @@ class PositionGaussian(AnomalySegmenter):
         shrink: int = 1,
         smoothing: float = 2.0,
         lines: LineKind = "both",
+        level: PlaceLevel = "peak",
         calibration: Calibration | None = None,
     ) -> None:
         super().__init__(calibration)
         unknown = [family for family in families if family not in get_args(Family)]
         if unknown or not families or len(set(families)) < len(families):
             raise ValueError(f"Expected some of {get_args(Family)}, each once, but got families={list(families)}.")
-        if lines not in get_args(LineKind):
-            raise ValueError(f"Expected lines of {get_args(LineKind)}, but got {lines!r}.")
+        if lines not in get_args(LineKind) or level not in get_args(PlaceLevel):
+            raise ValueError(
+                f"Expected lines of {get_args(LineKind)} and level of {get_args(PlaceLevel)}, but got {lines!r} and {level!r}."
+            )
         if in_channels < 1 or shrink < 1 or (smoothing and smoothing < 0.5):
             raise ValueError(
                 f"Expected in_channels and shrink >= 1 and smoothing 0 or >= 0.5, but got {in_channels}, {shrink} and {smoothing}."
             )
         border_bins((1, 1), cuts)  # raises if the cuts are none
         self.in_channels, self.families, self.cuts, self.pooled = in_channels, list(families), list(cuts), pooled
-        self.shrink, self.smoothing, self.lines = shrink, smoothing, lines
+        self.shrink, self.smoothing, self.lines, self.level = shrink, smoothing, lines, level
         self.fitted_families = [family for family in families if family != "lines"]
         for family in self.fitted_families:
             self.register_buffer(f"mean_{family}", torch.empty(0, dtype=torch.float64))
             self.register_buffer(f"precision_{family}", torch.empty(0, dtype=torch.float64))
         self.levels = nn.ModuleDict({family: BorderStatistics(cuts) for family in families})
+        self.peaks = BorderStatistics(cuts, prior=10.0) if level == "peak" else None
 
     def on_train_start(self) -> None:
-        """Fit everything: one pass for the Gaussians, and one for the level that each family's score has in each place."""
+        """Fit everything: one pass for the Gaussians, one for the level of each family in each place, and one for the peaks."""
         if self.fitted_families:
             self._fit_gaussians()
         for family in self.families:
             maps = ((self._distances(family, light, valid), normal) for light, valid, normal in self._normal_parts())
             cast(BorderStatistics, self.levels[family]).fit(maps)
+        if self.peaks is not None:
+            joint = ((self._joint(light, valid), normal) for light, valid, normal in self._normal_parts())
+            self.peaks.fit((score, peaks_of_places(score, normal, self.cuts)) for score, normal in joint)
 
     def score(self, image: Tensor) -> Tensor:
         """Score (B, C, H, W); see the base class."""
         if not cast(BorderStatistics, self.levels[self.families[0]]).mean.numel():
             raise NotFittedError("Expected a fitted PositionGaussian, but it holds no statistics. Call `trainer.fit` first.")
         small, valid = self._small(image)
-        score = torch.stack([self.levels[family](self._distances(family, small, valid), valid) for family in self.families]).mean(0)
+        score = self._joint(small, valid)
+        score = score if self.peaks is None else cast(Tensor, self.peaks(score, valid))
         if self.shrink > 1:
             fine = interpolate(score[:, None], scale_factor=float(self.shrink), mode="bilinear", align_corners=False)
             score = fine[:, 0, : image.shape[-2], : image.shape[-1]]
@@ -143,6 +156,10 @@ class PositionGaussian(AnomalySegmenter):
         distance = binned_mahalanobis(self._features(family, light, valid), bins, mean, precision)
         scored = torch.where(valid, (distance + _FLOOR).log(), torch.nan)
         return (gaussian_filter(scored[:, None], self.smoothing)[:, 0] if self.smoothing else scored).nan_to_num(0.0)
+
+    def _joint(self, light: Tensor, valid: Tensor) -> Tensor:
+        """Average the standardised scores of the families: (B, h, w), 0 where there is no data."""
+        return torch.stack([self.levels[family](self._distances(family, light, valid), valid) for family in self.families]).mean(0)
 
     def _normal_parts(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Serve light, data and normal pixels of the training data."""

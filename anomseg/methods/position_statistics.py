@@ -14,6 +14,23 @@ from anomseg.functional.border import border_bins
 from anomseg.methods.training_data import gathered_objects
 
 
+def peaks_of_places(score: Tensor, valid: Tensor, cuts: Sequence[int]) -> Tensor:
+    """Find the highest pixels of every place in each image.
+
+    Args:
+        score: (B, H, W).
+        valid: (B, H, W) bool, which pixels count.
+        cuts: see `BorderStatistics`.
+
+    Returns:
+        (B, H, W) bool, True at the highest valid pixel of a place, or at all of them where several are as high.
+    """
+    bins = border_bins((score.shape[-2], score.shape[-1]), cuts, score.device).flatten().expand(len(score), -1)
+    values = torch.where(valid, score, -torch.inf).flatten(1)
+    highest = values.new_full((len(score), (len(cuts) + 1) ** 2), -torch.inf).scatter_reduce(1, bins, values, "amax")
+    return valid & (values == highest.gather(1, bins)).view_as(valid)
+
+
 class BorderStatistics(nn.Module):
     """Subtract the mean of a score's place and divide by its deviation, both over normal pixels; places as in `border_bins`.
 
@@ -44,7 +61,8 @@ class BorderStatistics(nn.Module):
         """Gather the statistics of every place, on all ranks.
 
         Args:
-            maps: (B, H, W) scores and (B, H, W) bool, True where a pixel is normal and has data.
+            maps: (B, H, W) scores and (B, H, W) bool, True where a pixel is normal and has data; of `peaks_of_places`, for the level of
+                an image's highest normal pixel instead of that of all.
         """
         count = (len(self.cuts) + 1) ** 2
         found = [

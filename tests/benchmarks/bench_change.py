@@ -2,7 +2,8 @@
 
 Every sixth pair of the other groups validates and gives the threshold; nothing is chosen on the group that tests. Networks train for
 `--steps` steps, or fewer where these would exceed `--minutes` of one core's time. Each result is a JSON file in the output folder, and
-is not measured again: use one folder for each `--shift`. ANOMSEG_DATA names the folder with change/deeppcb.
+is not measured again: use one folder for each `--shift`. Nets called "registered" see the template as read and, as a second band, moved
+onto the test; they need a shift. ANOMSEG_DATA names the folder with change/deeppcb.
 """
 
 import argparse
@@ -50,6 +51,11 @@ def learnt(**options: Any) -> dict[str, Any]:
     }
 
 
+def registered(**options: Any) -> dict[str, Any]:
+    """Learn from the dates as read and, behind them, from the template moved onto the test."""
+    return learnt(in_channels=2, **options, **({"gate_bands": 1} if "gate" in options else {}))
+
+
 METHODS: dict[str, Callable[[], AnomalySegmenter]] = {
     "difference": lambda: ChangeVector("mean", standardise=False),
     "smoothed_difference": lambda: ChangeVector("mean", standardise=False, smoothing=2.0, sharpen=True),
@@ -61,11 +67,15 @@ METHODS: dict[str, Callable[[], AnomalySegmenter]] = {
     "mamba_tiny": lambda: ChangeMamba(**learnt(spec="tiny")),
     "mamba_tiny_gate": lambda: ChangeMamba(**learnt(spec="tiny", gate=1.0)),
     "mamba_tiny_detail": lambda: ChangeMamba(**learnt(spec=replace(TINY, head="detail"))),
+    "unet_gate_registered": lambda: SiameseUNet(**registered(spec=EARLY, gate=1.0)),
+    "mamba_tiny_gate_registered": lambda: ChangeMamba(**registered(spec="tiny", gate=1.0)),
+    "unet_registered": lambda: SiameseUNet(**registered(spec=EARLY)),
+    "mamba_tiny_detail_registered": lambda: ChangeMamba(**registered(spec=replace(TINY, head="detail"))),
     "mamba_tiny_focal_gate": lambda: ChangeMamba(**learnt(spec="tiny", gate=1.0, recipe=ChangeTraining())),
 }
 
 
-def pairs(group: str, options: argparse.Namespace) -> ChangeDataModule:
+def pairs(group: str, options: argparse.Namespace, register: bool) -> ChangeDataModule:
     root = Path(os.environ["ANOMSEG_DATA"]) / "change" / "deeppcb"
     names = sorted(path.stem for path in (root / "test").iterdir())
     rest = [name for name in names if not name.startswith(group)]
@@ -75,7 +85,7 @@ def pairs(group: str, options: argparse.Namespace) -> ChangeDataModule:
         root,
         "deeppcb",
         split=split,
-        prepare=[Binarise(), *([GlobalShift(options.shift)] if options.shift else [])],
+        prepare=[Binarise(), *([GlobalShift(options.shift, keep=register)] if options.shift else [])],
         augment=PairAugmentation(FlipRotate()),
         crops=options.crops,
         tile=options.crop,
@@ -136,7 +146,7 @@ def f1(flagged: torch.Tensor, truth: torch.Tensor) -> float:
 
 
 def measure(name: str, group: str, options: argparse.Namespace) -> dict[str, Any]:
-    data, make = pairs(group, options), METHODS[name]
+    data, make = pairs(group, options, name.endswith("_registered")), METHODS[name]
     begun = time.process_time()
     learns = isinstance(make(), ChangeSegmenter)
     method, steps = taught(make, data, options) if learns else (make(), 0)
@@ -198,7 +208,7 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=320)
     parser.add_argument("--crops", type=int, default=4)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--shift", type=int, default=0, help="pixels of global registration; 0 for none, which the gate needs here")
+    parser.add_argument("--shift", type=int, default=0, help="most pixels of global registration; 0 for none, which the gate needs")
     parser.add_argument("--accelerator", default="cpu")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
+from anomseg.data.augment import FlipRotate
 from anomseg.data.defects import Blend, ColourShift, Corruption, Crack, CutPaste, Hole, PerlinTexture, Scar, default_defects
 from anomseg.data.industrial import IndustrialDataModule
 from anomseg.data.industrial_sets import IndustrialSet
@@ -94,6 +95,10 @@ ARMS: dict[str, tuple[Callable[[], AnomalySegmenter], str]] = {  # how it is mad
         lambda: Reconstruction(1, HEAD, scoring=SHARP, mirrors=True, optimisation=RATE),
         "crops with small defects",
     ),
+    "denoising, small defects, turned": (  # and trained on turned and mirrored crops
+        lambda: Reconstruction(1, HEAD, scoring=SHARP, mirrors=True, optimisation=RATE),
+        "turned crops with small defects",
+    ),
     "denoising, lines": (
         lambda: Reconstruction(1, HEAD, scoring=ReconstructionScore(l1=0.0, msgms=0.0, defect=1.0), optimisation=RATE),
         "crops with lines",
@@ -121,21 +126,24 @@ def images(which: str, trains_on: str, seed: int) -> IndustrialDataModule:
     crops: dict[str, Any] = (
         {} if trains_on == "whole" else {"tile": 96, "crops": 1, "batch_size": 8}
     )  # evaluated in batches of one data set and size
+    small = Corruption(
+        (
+            Hole(size=(0.001, 0.02)),
+            ColourShift(size=(0.001, 0.02)),
+            CutPaste(size=(0.002, 0.03)),
+            Blend(size=(0.002, 0.03)),
+            Crack(size=(0.002, 0.02)),
+        ),
+        max_defects=4,
+    )
     corruption = {
         "corrupted crops": Corruption(tuple(kind for kind in default_defects() if not isinstance(kind, Crack))),
-        "crops with small defects": Corruption(
-            (
-                Hole(size=(0.001, 0.02)),
-                ColourShift(size=(0.001, 0.02)),
-                CutPaste(size=(0.002, 0.03)),
-                Blend(size=(0.002, 0.03)),
-                Crack(size=(0.002, 0.02)),
-            ),
-            max_defects=4,
-        ),
+        "crops with small defects": small,
+        "turned crops with small defects": small,
         "crops with lines": Corruption((Crack(), Scar(), PerlinTexture(), Blend()), max_defects=1),
     }.get(trains_on)
-    return IndustrialDataModule(chosen, channels=1, seed=seed, corruption=corruption, **crops)
+    augment = FlipRotate() if trains_on.startswith("turned") else None
+    return IndustrialDataModule(chosen, channels=1, seed=seed, corruption=corruption, augment=augment, **crops)
 
 
 @torch.no_grad()

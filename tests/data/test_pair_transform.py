@@ -36,6 +36,23 @@ def test_global_shift__keeps_every_pixel_or_marks_what_comes_in():
     assert int(lost[0, 0].sum()) == 50 * 60 - 47 * 55
 
 
+@pytest.mark.parametrize("moved", ["before", "after"])
+@pytest.mark.parametrize("shift", [(-3, 5), (0, 0)])
+def test_global_shift__keeps_what_was_read_before_what_it_moves(moved, shift):
+    after = board()
+    pair = torch.stack([shifted(after, shift), after])
+    out = GlobalShift(8, moved, keep=True)(pair)
+    assert torch.equal(out[:, :1], pair)
+    assert torch.equal(out[:, 1:], GlobalShift(8, moved)(pair))
+
+
+def test_global_shift__that_keeps_has_no_data_in_any_band_where_it_lost_some():
+    after = board()
+    lost = torch.isnan(GlobalShift(8, border="nodata", keep=True)(torch.stack([shifted(after, (-3, 5)), after])))
+    assert bool((lost == lost[:1, :1]).all())
+    assert int(lost[0, 0].sum()) == 50 * 60 - 47 * 55
+
+
 def test_global_shift__moves_within_its_range_only():
     after = board()
     pair = torch.stack([shifted(after, (9, 0)), after])

@@ -134,6 +134,11 @@ def test_lines__of_every_band_stand_side_by_side(image):
     torch.testing.assert_close(found[:, 1::2].flip(-1), line_responses(light, (1.0, 2.0)), rtol=1e-3, atol=1e-3)
 
 
+def test_lines__of_an_unknown_kind_are_refused():
+    with pytest.raises(ValueError, match="kind of lines"):
+        line_responses(torch.zeros(1, 1, 8, 8), kind="grey")
+
+
 def test_lines__of_one_kind_leave_the_other_out():
     dark, bright = (noisy_line(0.4, sign)[0] for sign in (-1, 1))
     torch.testing.assert_close(line_responses(dark, kind="dark"), line_responses(-dark, kind="bright"))

@@ -121,6 +121,14 @@ def test_score__closes_where_the_dates_are_equal():
     assert found[:, 10:].median() > -10
 
 
+@pytest.mark.parametrize("make", [mamba, unet])
+def test_score__closes_by_the_bands_of_the_gate_alone(make):
+    image = pairs()
+    image[:, 1, :2, :10] = image[:, 0, :2, :10]
+    assert ready(make, gate=0.5, gate_bands=2).score(image)[:, :10].max() < -10
+    assert ready(make, gate=0.5).score(image)[:, :10].median() > -10
+
+
 def test_standardise_by_image__takes_out_gain_and_offset_of_a_date():
     image = pairs()
     moved = image.clone()
@@ -191,6 +199,6 @@ def test_method__says_what_is_missing_or_wrong(tmp_path):
         ready(unet).score(pairs(bands=4))
     with pytest.raises(ValueError, match="tiny, small, base"):
         ChangeMamba(spec="huge")
-    for options in ({"in_channels": 0}, {"gate": 0.0}, {"standardise": "scene"}):
+    for options in ({"in_channels": 0}, {"gate": 0.0}, {"standardise": "scene"}, {"gate_bands": 0}, {"gate_bands": 4}):
         with pytest.raises(ValueError, match="Expected"):
             unet(**options)

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader
 
 from anomseg.checkpoint import load
 from anomseg.errors import NotFittedError
+from anomseg.functional.border import border_bins
 from anomseg.methods.position_gaussian import PositionGaussian
 from anomseg.sample import collate
 
@@ -48,7 +49,7 @@ def test_position_gaussian__finds_scratches_that_a_rim_hides_from_one_gaussian(t
     test = loader([part(100 + s, defect=s % 2 == 0) for s in range(16)])
     figures = {}
     for cuts in ((), (2, 4, 8)):
-        method, loop = fitted(tmp_path, families=["derivatives"], cuts=cuts, smoothing=0.5)
+        method, loop = fitted(tmp_path, families=["derivatives"], cuts=cuts, smoothing=0.5, level="mean")
         figures[cuts] = loop.test(method, test, verbose=False)[0]["test_auroc"]
     assert figures[2, 4, 8] > 0.95
     assert figures[()] < 0.7
@@ -70,6 +71,18 @@ def test_position_gaussian__finds_faint_scratches_by_lines(tmp_path):
     assert not float(peaks[1, "derivatives"][:4].min()) > float(peaks[1, "derivatives"][4:].max())
     assert set(method.state_dict()) >= {"mean_derivatives", "levels.lines.mean"}
     assert "mean_lines" not in method.state_dict()
+
+
+def test_position_gaussian__brings_normal_peaks_of_all_places_to_zero_on_demand(tmp_path):
+    samples = [part(seed) for seed in range(24)]
+    held = torch.stack([part(seed)["image"] for seed in range(60, 76)])
+    middle = border_bins((48, 40), (4, 8)) == 8
+    means = {}
+    for level in ("peak", "mean"):
+        score = fitted(tmp_path, samples, families=["energies"], cuts=(4, 8), level=level)[0].score(held)
+        means[level] = float(score[:, middle].amax(1).mean())
+    assert abs(means["peak"]) < 0.9  # images that were not learnt, and a place drawn towards all by 10 images
+    assert means["mean"] > 1.5
 
 
 def test_position_gaussian__reloads_to_the_same_map(tmp_path):
@@ -133,6 +146,7 @@ def test_position_gaussian__is_not_used_before_it_is_fitted():
         {"in_channels": 0},
         {"smoothing": 0.2},
         {"lines": "grey"},
+        {"level": "median"},
     ],
 )
 def test_position_gaussian__refuses_arguments_outside_their_range(wrong):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from anomseg.errors import NotFittedError
-from anomseg.methods.position_statistics import BorderStatistics
+from anomseg.functional.border import border_bins
+from anomseg.methods.position_statistics import BorderStatistics, peaks_of_places
 
 
 def rim_scores(seed=0, batch=6):
@@ -49,3 +50,31 @@ def test_statistics__say_what_is_missing():
         statistics.fit([(score, torch.zeros_like(valid))])
     with pytest.raises(ValueError, match="prior"):
         BorderStatistics(prior=0)
+
+
+def test_peaks__are_the_highest_counted_pixels_of_each_place_in_each_image():
+    score, valid = rim_scores(batch=3)
+    valid[0, 8:12, 8:12] = False
+    peaks = peaks_of_places(score.masked_fill(~valid, torch.nan), valid, (2, 5))
+    bins = border_bins((20, 24), (2, 5))
+    for image, counted, found in zip(score, valid, peaks, strict=True):
+        places = [place for place in range(9) if bool((counted & (bins == place)).any())]
+        assert int(found.sum()) == len(places)
+        for place in places:
+            held = counted & (bins == place)
+            assert float(image[found & (bins == place)]) == float(image[held].max())
+
+
+def test_peaks__bring_the_highest_normal_pixels_of_all_places_to_one_level():
+    score, valid = rim_scores(batch=40)
+    plain, high = BorderStatistics((2,), prior=1.0), BorderStatistics((2,), prior=1.0)
+    plain.fit([(score, valid)])
+    high.fit([(score, peaks_of_places(score, valid, (2,)))])
+    bins = border_bins((20, 24), (2,))
+
+    def spread(statistics):
+        means = [statistics(score, valid)[:, bins == place].amax(1).mean() for place in bins.unique()]
+        return float(max(means) - min(means))
+
+    assert spread(high) < 0.3
+    assert spread(plain) > 0.8
