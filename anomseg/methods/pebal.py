@@ -49,7 +49,7 @@ class PEBAL(ClosedSetSegmenter):
         margins: energies of inliers and outliers at which the hinge rests; None measures them on the first batches. A net of fresh weights
             tells nothing by its energies: there the hinge rests for an epoch, and margins are measured after it.
         score_rule: free `energy` of the known classes as published, their `entropy`, the logarithm of the probability to `abstain`, or
-            the `fusion` of energy and abstention, each in standard deviations of the inliers.
+            the `fusion` of energy and entropy, each in standard deviations of the inliers.
         paper_faithful: the penalty with gradient and without bound, margins of -12 and -6, and frozen batch norms and dropouts in training
             mode; it collapses on a net whose energies are not that low.
         blur: standard deviation in pixels of a Gaussian over the score; the published 7 x 7 blur is 1.
@@ -93,7 +93,7 @@ class PEBAL(ClosedSetSegmenter):
         self.recipe: PEBALLoss = build(recipe, PEBALLoss) or PEBALLoss()
         self.trainable, self.margins, self.score_rule, self.paper_faithful = trainable, margins, score_rule, paper_faithful
         self.register_buffer("margin", torch.full((2,), torch.nan))
-        self.register_buffer("inliers", torch.zeros(3, 2))  # weight, mean and mean square of energy and abstention
+        self.register_buffer("inliers", torch.zeros(3, 2))  # weight, mean and mean square of energy and entropy
         self._fresh = self._resting = False  # whether training began with fresh weights, and whether the hinge waits for margins
         self._at = PUBLISHED_MARGINS
 
@@ -170,7 +170,7 @@ class PEBAL(ClosedSetSegmenter):
 
     @torch.no_grad()
     def _observe(self, logits: Tensor, inlier: Tensor) -> None:
-        """Bring the moments of the inliers' energy and abstention up to date."""
+        """Bring the moments of the inliers' energy and entropy up to date."""
         sparse = (..., slice(None, None, 4), slice(None, None, 4))
         counted, values = inlier[sparse], torch.stack(self._parts(logits[sparse]))
         count = counted.sum()
@@ -179,20 +179,21 @@ class PEBAL(ClosedSetSegmenter):
         self.inliers = torch.cat([(self.inliers[:1] + count).clamp_max(1.0), torch.lerp(self.inliers[1:], mean.to(self.inliers), weight)])
 
     def _parts(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the free energy and the logarithm of the probability to abstain, (B, H, W) each."""
-        return free_energy(logits[:, : self.classes]), logits.log_softmax(1)[:, -1]
+        """Compute free energy and entropy of the known classes, (B, H, W) each."""
+        known = logits[:, : self.classes]
+        return free_energy(known), softmax_entropy(known)
 
     def read(self, logits: Tensor) -> Tensor:
         """Score by `score_rule`; see the base class."""
-        if self.score_rule == "entropy":
-            return softmax_entropy(logits[:, : self.classes])
-        energy, abstain = self._parts(logits)
+        if self.score_rule == "abstain":
+            return logits.log_softmax(1)[:, -1]
+        energy, entropy = self._parts(logits)
         if self.score_rule == "fusion":
             _, mean, square = self.inliers
             spread = (square - mean.square()).clamp_min(1e-12).sqrt()
-            fused: Tensor = (energy - mean[0]) / spread[0] + (abstain - mean[1]) / spread[1]
+            fused: Tensor = (energy - mean[0]) / spread[0] + (entropy - mean[1]) / spread[1]
             return fused
-        return energy if self.score_rule == "energy" else abstain
+        return energy if self.score_rule == "energy" else entropy
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Give the mean energy of inliers in training: near 0 the net has learnt to explain everything by abstaining."""

@@ -53,6 +53,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "maximum entropy, void": {"void": True, "recipe": PEBALLoss(abstention=0.0, energy=0.0, uniform=0.5)},
     "maximum entropy, inner void": {"void": True, "rim": 3, "recipe": PEBALLoss(abstention=0.0, energy=0.0, uniform=0.5)},
     "maximum entropy, gently": {"void": True, "rim": 3, "recipe": PEBALLoss(abstention=0.0, energy=0.0, uniform=0.1)},
+    "outliers seen, not learnt": {"recipe": PEBALLoss(abstention=0.0, energy=0.0)},
     "cut-outs alone": {"sources": "cutouts"},
     "decoder alone, void": {"void": True, "trainable": "decoder"},
     "as published": {"paper_faithful": True},

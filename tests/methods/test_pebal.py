@@ -43,6 +43,17 @@ def test_pebal__finds_outliers_and_keeps_the_classes(segmenter, tmp_path, score_
         assert torch.equal(load(tmp_path / "own.ckpt").score_map(image), method.eval().score_map(image))
 
 
+def test_fusion__adds_energy_and_entropy_in_deviations_of_the_inliers_and_leaves_the_abstention_out():
+    torch.manual_seed(0)
+    method, logits = PEBAL(3, NET, score_rule="fusion"), torch.randn(2, 4, 5, 6)
+    method.inliers = torch.tensor([[1.0, 1.0], [-2.0, 0.5], [8.0, 0.5]])  # means -2 and 0.5, deviations 2 and 0.5
+    entropy = -(logits[:, :3].softmax(1) * logits[:, :3].log_softmax(1)).sum(1) / torch.tensor(3.0).log()
+    expected = (-logits[:, :3].logsumexp(1) + 2) / 2 + (entropy - 0.5) / 0.5
+    torch.testing.assert_close(method.read(logits), expected)
+    logits[:, 3] = 9.0
+    torch.testing.assert_close(method.read(logits), expected)
+
+
 def collapse(segmenter, folder, **options):
     """Train without the hinge on energies, and give the mean inlier energy before and after."""
     torch.manual_seed(0)
