@@ -56,6 +56,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "outliers seen, not learnt": {"recipe": PEBALLoss(abstention=0.0, energy=0.0)},
     "cut-outs alone": {"sources": "cutouts"},
     "decoder alone, void": {"void": True, "trainable": "decoder"},
+    "from fresh weights, void": {"void": True, "fresh": True},  # for the minutes of both trainings
     "as published": {"paper_faithful": True},
 }
 DECLARED = "entropy"  # the read-out that an arm is judged by from seed 1 on (seed 0: energy); the others are there to learn from
@@ -162,8 +163,8 @@ def measure(split: str, protocol: str, options: argparse.Namespace) -> None:
         (folder / f"{name}.json").write_text(json.dumps(result, indent=1))
         print(json.dumps(result), flush=True)
 
+    rate = Optimisation(4e-3, warmup=0.05, schedule="poly")
     if not base.exists():
-        rate = Optimisation(4e-3, warmup=0.05, schedule="poly")
         method, steps = trained(
             lambda: Segmenter(**common, balance=options.balance, optimisation=rate), clean, options.minutes, options, folder
         )
@@ -187,10 +188,14 @@ def measure(split: str, protocol: str, options: argparse.Namespace) -> None:
         paste = OutlierPaste(sources(chosen.pop("sources", "all"), data, "train"), options.probability)
         mixed = frames(options, split, protocol, paste=paste, void_as_outliers=chosen.pop("void", False), void_rim=chosen.pop("rim", 0))
 
-        def make(chosen: dict[str, Any] = chosen) -> PEBAL:
-            return PEBAL(**common, segmenter=str(base), optimisation=fine, **chosen)
+        start, minutes = {"segmenter": str(base), "optimisation": fine}, options.fine_minutes
+        if chosen.pop("fresh", False):
+            start, minutes = {"optimisation": rate}, options.minutes + options.fine_minutes
 
-        method, steps = trained(make, mixed, options.fine_minutes, options, folder)
+        def make(start: dict[str, Any] = start, chosen: dict[str, Any] = chosen) -> PEBAL:
+            return PEBAL(**common, **start, **chosen)
+
+        method, steps = trained(make, mixed, minutes, options, folder)
         keep(name, method, steps)
 
 
