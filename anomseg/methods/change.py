@@ -79,13 +79,8 @@ class ChangeSegmenter(AnomalySegmenter):
             )
         if gate_bands is not None and not 1 <= gate_bands <= in_channels:
             raise ValueError(f"Expected gate_bands of 1 to {in_channels}, the bands of a date, or None for all, but got {gate_bands}.")
-        self.in_channels, self.gate, self.gate_bands, self.symmetric, self.standardise = (
-            in_channels,
-            gate,
-            gate_bands,
-            symmetric,
-            standardise,
-        )
+        self.in_channels, self.symmetric, self.standardise = in_channels, symmetric, standardise
+        self.gate, self.gate_bands = gate, gate_bands
         self.recipe: ChangeTraining = build(recipe, ChangeTraining) or ChangeTraining()
         self.register_buffer("mean", torch.zeros(in_channels))
         self.register_buffer("std", torch.zeros(in_channels))

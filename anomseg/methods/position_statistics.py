@@ -15,7 +15,7 @@ from anomseg.methods.training_data import gathered_objects
 
 
 def peaks_of_places(score: Tensor, valid: Tensor, cuts: Sequence[int]) -> Tensor:
-    """Find the highest pixels of every place in each image.
+    """Find the highest pixel of every place in each image.
 
     Args:
         score: (B, H, W).
@@ -23,12 +23,16 @@ def peaks_of_places(score: Tensor, valid: Tensor, cuts: Sequence[int]) -> Tensor
         cuts: see `BorderStatistics`.
 
     Returns:
-        (B, H, W) bool, True at the highest valid pixel of a place, or at all of them where several are as high.
+        (B, H, W) bool, True at the highest valid pixel of a place, and at the first of them where several are as high.
     """
+    count = (len(cuts) + 1) ** 2
     bins = border_bins((score.shape[-2], score.shape[-1]), cuts, score.device).flatten().expand(len(score), -1)
     values = torch.where(valid, score, -torch.inf).flatten(1)
-    highest = values.new_full((len(score), (len(cuts) + 1) ** 2), -torch.inf).scatter_reduce(1, bins, values, "amax")
-    return valid & (values == highest.gather(1, bins)).view_as(valid)
+    highest = values.new_full((len(score), count), -torch.inf).scatter_reduce(1, bins, values, "amax")
+    order = torch.arange(bins.shape[1], device=bins.device).expand_as(bins)
+    rank = torch.where(valid.flatten(1) & (values == highest.gather(1, bins)), order, bins.shape[1])
+    first = rank.new_full((len(score), count), bins.shape[1]).scatter_reduce(1, bins, rank, "amin")
+    return valid & (order == first.gather(1, bins)).view_as(valid)
 
 
 class BorderStatistics(nn.Module):

@@ -65,6 +65,13 @@ def test_peaks__are_the_highest_counted_pixels_of_each_place_in_each_image():
             assert float(image[found & (bins == place)]) == float(image[held].max())
 
 
+def test_peaks__of_a_flat_image_are_one_pixel_a_place():
+    valid = torch.ones(2, 20, 24, dtype=torch.bool)
+    valid[1] = False
+    peaks = peaks_of_places(torch.zeros(2, 20, 24), valid, (2, 5))
+    assert peaks.flatten(1).sum(1).tolist() == [9, 0]
+
+
 def test_peaks__bring_the_highest_normal_pixels_of_all_places_to_one_level():
     score, valid = rim_scores(batch=40)
     plain, high = BorderStatistics((2,), prior=1.0), BorderStatistics((2,), prior=1.0)
