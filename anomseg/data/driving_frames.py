@@ -61,7 +61,7 @@ class DrivingTruth:
         mask = mask_of[places]
         if self.rim and self.void != IGNORE:
             named = torch.zeros(size, dtype=torch.bool)
-            named[[number[name] for name in (*self.layout.classes, *self.layout.inliers, *self.layout.anomalies)]] = True
+            named[[number[name] for name in self.layout.named]] = True
             near = F.max_pool2d(named[places][None].float(), 2 * self.rim + 1, 1, self.rim)[0] > 0
             mask = torch.where(near & ~named[places], IGNORE, mask)
         return mask, label_of[places]

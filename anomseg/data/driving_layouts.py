@@ -50,10 +50,16 @@ class DrivingLayout:
     overlay: str | None = None
 
     def __post_init__(self) -> None:
-        named = (*self.classes, *self.anomalies, *self.inliers)
-        unknown = sorted(set(named) - set(self.folders.table.names))
-        if unknown or len(set(named)) < len(named):
-            raise ValueError(f"Expected each of {named} once and in the table {self.folders.table.names}, but {unknown} are not there.")
+        unknown = sorted(set(self.named) - set(self.folders.table.names))
+        if unknown or len(set(self.named)) < len(self.named):
+            raise ValueError(
+                f"Expected each of {self.named} once and in the table {self.folders.table.names}, but {unknown} are not there."
+            )
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Name all that is not void."""
+        return (*self.classes, *self.anomalies, *self.inliers)
 
 
 CITYSCAPES = (

@@ -14,6 +14,11 @@ def border_distance(length: int, device: torch.device | str | None = None) -> Te
     return torch.minimum(index, length - 1 - index)
 
 
+def bin_count(cuts: Sequence[int]) -> int:
+    """Count the bins of `border_bins`."""
+    return (len(cuts) + 1) ** 2
+
+
 def border_bins(size: tuple[int, int], cuts: Sequence[int], device: torch.device | str | None = None) -> Tensor:
     """Sort the pixels of an image by their distance to the nearer border of each axis.
 

@@ -187,13 +187,15 @@ class PEBAL(ClosedSetSegmenter):
         """Score by `score_rule`; see the base class."""
         if self.score_rule == "abstain":
             return logits.log_softmax(1)[:, -1]
+        if self.score_rule == "energy":
+            return free_energy(logits[:, : self.classes])
+        if self.score_rule == "entropy":
+            return softmax_entropy(logits[:, : self.classes])
         energy, entropy = self._parts(logits)
-        if self.score_rule == "fusion":
-            _, mean, square = self.inliers
-            spread = (square - mean.square()).clamp_min(1e-12).sqrt()
-            fused: Tensor = (energy - mean[0]) / spread[0] + (entropy - mean[1]) / spread[1]
-            return fused
-        return energy if self.score_rule == "energy" else entropy
+        _, mean, square = self.inliers
+        spread = (square - mean.square()).clamp_min(1e-12).sqrt()
+        fused: Tensor = (energy - mean[0]) / spread[0] + (entropy - mean[1]) / spread[1]
+        return fused
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Give the mean energy of inliers in training: near 0 the net has learnt to explain everything by abstaining."""

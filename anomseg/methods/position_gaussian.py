@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from anomseg.calibration.base import Calibration
 from anomseg.errors import NotFittedError
 from anomseg.functional.binned_gaussian import BinnedMoments, binned_gaussians, binned_mahalanobis, binned_moments, merge_binned
-from anomseg.functional.border import border_bins
+from anomseg.functional.border import bin_count, border_bins
 from anomseg.functional.filter_bank import gaussian_filter
 from anomseg.functional.surface_features import (
     LineKind,
@@ -172,10 +172,9 @@ class PositionGaussian(AnomalySegmenter):
 
     def _fit_gaussians(self) -> None:
         found: list[BinnedMoments] | None = None
-        bins_count = (len(self.cuts) + 1) ** 2
         for light, valid, normal in self._normal_parts():
             bins = border_bins((light.shape[-2], light.shape[-1]), self.cuts, light.device)
-            new = [binned_moments(self._features(f, light, valid), bins, normal, bins_count) for f in self.fitted_families]
+            new = [binned_moments(self._features(f, light, valid), bins, normal, bin_count(self.cuts)) for f in self.fitted_families]
             found = new if found is None else [merge_binned(a, b) for a, b in zip(found, new, strict=True)]
         parts = [part for part in gathered_objects(found) if part is not None]
         if not parts:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from anomseg.errors import NotFittedError
 from anomseg.functional.binned_gaussian import binned_moments, merge_binned
-from anomseg.functional.border import border_bins
+from anomseg.functional.border import bin_count, border_bins
 from anomseg.methods.training_data import gathered_objects
 
 
@@ -25,7 +25,7 @@ def peaks_of_places(score: Tensor, valid: Tensor, cuts: Sequence[int]) -> Tensor
     Returns:
         (B, H, W) bool, True at the highest valid pixel of a place, and at the first of them where several are as high.
     """
-    count = (len(cuts) + 1) ** 2
+    count = bin_count(cuts)
     bins = border_bins((score.shape[-2], score.shape[-1]), cuts, score.device).flatten().expand(len(score), -1)
     values = torch.where(valid, score, -torch.inf).flatten(1)
     highest = values.new_full((len(score), count), -torch.inf).scatter_reduce(1, bins, values, "amax")
@@ -68,7 +68,7 @@ class BorderStatistics(nn.Module):
             maps: (B, H, W) scores and (B, H, W) bool, True where a pixel is normal and has data; of `peaks_of_places`, for the level of
                 an image's highest normal pixel instead of that of all.
         """
-        count = (len(self.cuts) + 1) ** 2
+        count = bin_count(self.cuts)
         found = [
             binned_moments(score[:, None], border_bins((score.shape[-2], score.shape[-1]), self.cuts, score.device), valid, count)
             for score, valid in maps

@@ -128,15 +128,16 @@ def taught(make: Callable[[], AnomalySegmenter], data: ChangeDataModule, options
 
 
 @torch.no_grad()
-def scored(method: AnomalySegmenter, loader: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def scored(method: AnomalySegmenter, loader: Any) -> list[tuple[torch.Tensor, torch.Tensor, str]]:
     found = []
     for batch in loader:
         maps = method.score_map(batch["image"].to(method.device)).cpu()
-        found += [(score[mask != 255], mask[mask != 255]) for score, mask in zip(maps, batch["mask"], strict=True)]
+        parts = zip(maps, batch["mask"], batch["name"], strict=True)
+        found += [(score[mask != 255], mask[mask != 255], name) for score, mask, name in parts]
     return found
 
 
-def counts(found: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:
+def counts(found: list[tuple[torch.Tensor, torch.Tensor, str]]) -> Any:
     scores, truth = (torch.cat([one[i] for one in found]) for i in (0, 1))
     return count_scores([scores], [scores[truth == 1]])
 
@@ -157,10 +158,7 @@ def measure(name: str, group: str, options: argparse.Namespace) -> dict[str, Any
     data.setup("test")
     test = scored(method, data.test_dataloader())
     held = counts(test)
-    names = [name for batch in data.test_dataloader() for name in batch["name"]]
-    wrong = [
-        (int((s < threshold)[t == 1].sum()), int((s >= threshold)[t != 1].sum()), name) for name, (s, t) in zip(names, test, strict=True)
-    ]
+    wrong = [(int((s < threshold)[t == 1].sum()), int((s >= threshold)[t != 1].sum()), name) for s, t, name in test]
     return {
         "method": name,
         "group": group,
@@ -169,9 +167,9 @@ def measure(name: str, group: str, options: argparse.Namespace) -> dict[str, Any
         "cpu_seconds": round(trained, 1),
         "parameters": sum(p.numel() for p in method.parameters()),
         "val_f1": float(val_f1),
-        "f1": f1(torch.cat([s for s, _ in test]) >= threshold, torch.cat([t for _, t in test])),
+        "f1": f1(torch.cat([s for s, _, _ in test]) >= threshold, torch.cat([t for _, t, _ in test])),
         "f1_best": float(f1_max(held)[0]),
-        "f1_median_image": median(f1(s >= threshold, t) for s, t in test),
+        "f1_median_image": median(f1(s >= threshold, t) for s, t, _ in test),
         "worst_images": sorted(wrong, key=lambda one: -one[0] - one[1])[:8],  # pixels missed, pixels flagged wrongly, name
         "ap": float(average_precision(held)),
         "auroc": float(auroc(held)),

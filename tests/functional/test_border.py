@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anomseg.functional.border import border_bins, border_distance
+from anomseg.functional.border import bin_count, border_bins, border_distance
 
 
 def test_border_distance__counts_from_the_nearer_end():
@@ -25,6 +25,11 @@ def test_border_bins__tell_rows_from_columns():
 
 def test_border_bins__without_cuts_are_one():
     assert border_bins((4, 6), ()).unique().tolist() == [0]
+
+
+@pytest.mark.parametrize("cuts", [(), (3,), (2, 5, 9)])
+def test_bin_count__is_that_of_the_bins_of_a_large_image(cuts):
+    assert border_bins((40, 50), cuts).unique().tolist() == list(range(bin_count(cuts)))
 
 
 @pytest.mark.parametrize("cuts", [(3, 2), (2, 2), (0, 4)])
