@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import lightning.pytorch as pl
 import torch
@@ -24,6 +24,7 @@ from anomseg.functional.collapse import (
     skill,
     variance_ratio,
 )
+from anomseg.methods.base import AnomalySegmenter
 from anomseg.sample import IGNORE, finite_pixels
 
 _NUMBERS = 2**25  # of all images together: fewer images of many bands are kept
@@ -214,7 +215,7 @@ def method_figures(module: pl.LightningModule, probe: Probe, scale: float | None
             found, finite = rebuilt_figures(module, probe, device, watched)
         else:
             with watched.watching():
-                score = module.score_map(image)  # type: ignore[operator]
+                score = cast(AnomalySegmenter, module).score_map(image)
             found, finite = score_figures(score, valid)
         features = module.features(image) if isinstance(module, Describes) else watched.descriptor
         if isinstance(features, Tensor):

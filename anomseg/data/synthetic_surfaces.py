@@ -86,7 +86,8 @@ def _colours(kind: str, bands: int, generator: torch.Generator) -> tuple[Tensor,
     """Give the darkest and brightest colour of a kind, a little different in each image."""
     fixed = torch.Generator().manual_seed(get_args(SurfaceKind).index(kind) + 31)
     dark, bright = 0.1 + 0.2 * torch.rand(bands, generator=fixed), 0.55 + 0.35 * torch.rand(bands, generator=fixed)
-    return tuple(colour * (1 + 0.04 * torch.randn(bands, generator=generator)) for colour in (dark, bright))  # type: ignore[return-value]
+    dark = dark * (1 + 0.04 * torch.randn(bands, generator=generator))
+    return dark, bright * (1 + 0.04 * torch.randn(bands, generator=generator))
 
 
 def _light(size: tuple[int, int], generator: torch.Generator) -> Tensor:

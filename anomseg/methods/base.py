@@ -43,7 +43,7 @@ class AnomalySegmenter(pl.LightningModule, ABC):
         self.validation_metrics = SceneMetrics(pixel_metrics(), "val_")
         self.test_metrics = SceneMetrics(all_metrics(), "test_")
         self.further_maps: dict[str, Tensor] = {}  # what `score` learns beside the score of a batch; `predict` returns it too
-        self.register_load_state_dict_pre_hook(size_before_loading)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(size_before_loading)  # type: ignore[no-untyped-call]  # torch has no types here
         if not self.learns:
             self.clock = nn.Parameter(torch.zeros(1))  # Lightning counts progress, and saves checkpoints, by optimiser steps
 

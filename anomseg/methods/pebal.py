@@ -15,6 +15,7 @@ from anomseg.calibration.base import Calibration
 from anomseg.config import build
 from anomseg.functional.energy import free_energy
 from anomseg.functional.readouts import softmax_entropy
+from anomseg.functional.running_moments import running_moments
 from anomseg.methods.closed_set import ClosedSetSegmenter
 from anomseg.methods.pebal_training import (
     MARGIN_BATCHES,
@@ -32,7 +33,6 @@ from anomseg.sample import IGNORE
 
 Trainable = Literal["head", "decoder", "all"]
 ScoreRule = Literal["energy", "entropy", "abstain", "fusion"]
-_MOMENTUM = 0.02
 
 
 class PEBAL(ClosedSetSegmenter):
@@ -173,10 +173,8 @@ class PEBAL(ClosedSetSegmenter):
         """Bring the moments of the inliers' energy and entropy up to date."""
         sparse = (..., slice(None, None, 4), slice(None, None, 4))
         counted, values = inlier[sparse], torch.stack(self._parts(logits[sparse]))
-        count = counted.sum()
-        mean = torch.where(counted, torch.stack([values, values.square()]), 0.0).sum((2, 3, 4)) / count.clamp_min(1)
-        weight = torch.where(count > 0, torch.where(self.inliers[0] > 0, _MOMENTUM, 1.0), 0.0)
-        self.inliers = torch.cat([(self.inliers[:1] + count).clamp_max(1.0), torch.lerp(self.inliers[1:], mean.to(self.inliers), weight)])
+        powers = torch.stack([torch.ones_like(values), values, values.square()])
+        self.inliers = running_moments(self.inliers, torch.where(counted, powers, 0.0).sum((2, 3, 4)))
 
     def _parts(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Compute free energy and entropy of the known classes, (B, H, W) each."""

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from anomseg.calibration.base import Calibration
 from anomseg.config import build
+from anomseg.functional.running_moments import running_moments
 from anomseg.methods.closed_set import ClosedSetSegmenter
 from anomseg.methods.readouts import Entropy, Readout, Statistics
 from anomseg.methods.training_data import gathered_objects, normal_pixels, training_batches
@@ -19,7 +20,6 @@ from anomseg.optimisation import Optimisation
 from anomseg.sample import IGNORE
 
 Balance = Literal["none", "log"]
-_MOMENTUM = 0.02  # of the running moments of logits
 _STEP = 4  # of every so many rows and columns the moments are taken
 
 
@@ -68,10 +68,7 @@ class ReadoutSegmenter(ClosedSetSegmenter):
     @torch.no_grad()
     def observe(self, logits: Tensor, label: Tensor) -> None:
         """Bring the moments of each class up to date with a batch of logits; void pixels take no part."""
-        sums = self.class_sums(logits, label)
-        weight = torch.where(sums[0] > 0, torch.where(self.moments[0] > 0, _MOMENTUM, 1.0), 0.0)
-        moved = torch.lerp(self.moments[1:], (sums[1:] / sums[0].clamp_min(1)).to(self.moments), weight)
-        self.moments = torch.cat([(self.moments[:1] + sums[0]).clamp_max(1.0), moved])
+        self.moments = running_moments(self.moments, self.class_sums(logits, label))
 
     def class_sums(self, logits: Tensor, label: Tensor) -> Tensor:
         """Count the pixels predicted as each class, and sum their largest logits and the squares of these: (3, K)."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from anomseg.functional.windows import pad_to_multiple
 from anomseg.nets.autoencoder_contract import Rebuilt, ReconstructionNet, ReconstructionSpec
-from anomseg.nets.convolution import MapNorm, map_norm
+from anomseg.nets.convolution import MapNorm, map_norm, set_bias
 
 Skips = Literal["all", "first", "none"]
 Activation = Literal["gelu", "leaky_relu"]
@@ -92,7 +92,7 @@ class UNetAutoencoder(ReconstructionNet):
         self.net = _UNet(in_channels + places, in_channels, spec, spec.skips, spec.bottleneck, spec.dropout)
         self.head = _UNet(2 * in_channels + places, 1, spec, "all", None, 0.0) if spec.defect_head else None
         if self.head is not None:
-            nn.init.constant_(self.head.last.bias, DEFECT_PRIOR)  # type: ignore[arg-type]
+            set_bias(self.head.last, DEFECT_PRIOR)
 
     def forward(self, image: Tensor, place: Tensor | None = None, clean: Tensor | None = None) -> Rebuilt:
         """Rebuild a batch; see the base class."""

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anomseg.nets.convolution import set_bias
+
 
 class RandomFeatures(nn.Module):
     """Compute maps of a convolutional net of three stages whose weights are drawn once and never learnt.
@@ -23,13 +25,12 @@ class RandomFeatures(nn.Module):
             raise ValueError(f"Expected in_channels, width and stages >= 1, but got {in_channels}, {width} and {stages}.")
         self.channels = [width << stage for stage in range(stages)]
         generator = torch.Generator().manual_seed(seed)
-        self.stages = nn.ModuleList(
-            nn.Conv2d(i, o, 3, padding=1) for i, o in zip([in_channels, *self.channels], self.channels, strict=False)
-        )
-        for stage in self.stages:
+        convolutions = [nn.Conv2d(i, o, 3, padding=1) for i, o in zip([in_channels, *self.channels], self.channels, strict=False)]
+        for convolution in convolutions:
             # Kaiming's variance keeps the scale of standardised images through the stages.
-            nn.init.kaiming_normal_(stage.weight, a=0.2, generator=generator)  # type: ignore[arg-type]
-            nn.init.zeros_(stage.bias)  # type: ignore[arg-type]
+            nn.init.kaiming_normal_(convolution.weight, a=0.2, generator=generator)
+            set_bias(convolution, 0.0)
+        self.stages = nn.ModuleList(convolutions)
         self.requires_grad_(False)
 
     def forward(self, image: Tensor) -> list[Tensor]:

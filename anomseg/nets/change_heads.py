@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anomseg.nets.convolution import ConvUnit, MapNorm
+from anomseg.nets.convolution import ConvUnit, MapNorm, set_bias
 
 
 class ChangeOutput(NamedTuple):
@@ -117,7 +117,7 @@ def set_biases(layers: Iterable[nn.Module], share: float) -> None:
     if not 0 < share < 1:
         raise ValueError(f"Expected a share in (0, 1), but got {share}. Use 0.05 where it is not known.")
     for layer in layers:
-        cast(nn.Conv2d, layer).bias.fill_(math.log(share / (1 - share)))  # type: ignore[union-attr]
+        set_bias(cast(nn.Conv2d, layer), math.log(share / (1 - share)))
 
 
 def upsampled(logits: Tensor, multiple: int, size: tuple[int, int]) -> Tensor:

@@ -46,6 +46,17 @@ def map_norm(kind: MapNorm, channels: int) -> nn.Module:
     raise ValueError(f"Expected a norm of batch, group, layer and none, but got {kind!r}. Take 'batch', or 'group' for small batches.")
 
 
+def set_bias(layer: nn.Conv2d, value: float) -> None:
+    """Set all biases of a convolution.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if layer.bias is None:
+        raise ValueError(f"Expected a convolution with biases to set to {value}, but got {layer}. Build it with bias=True.")
+    nn.init.constant_(layer.bias, value)
+
+
 class ConvUnit(nn.Sequential):
     """Convolve, normalise, apply ReLU; the convolution has a bias only where no norm follows it.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ class ModuleNet(SegmentationNet):
         super().__init__()
         self.module, self.outputs, self.head_name = module, outputs, head_name
 
-    @property
+    @property  # read-only where the base class has an attribute: `replace_head` is how it is set
     def head(self) -> nn.Conv2d:  # type: ignore[override]
         """Give the last layer.
 
@@ -98,8 +98,7 @@ class ModuleNet(SegmentationNet):
             raise ValueError(
                 "Expected the name of the module's last convolution, but got none. Give it: TrainedModule(module, head='...')."
             )
-        layer: Any = self.module.get_submodule(self.head_name)
-        return layer  # type: ignore[no-any-return]
+        return cast(nn.Conv2d, self.module.get_submodule(self.head_name))
 
     def replace_head(self, layer: nn.Conv2d) -> None:
         """Put a layer where the module has its head."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from anomseg.nets.convolution import MapNorm
+from anomseg.nets.convolution import MapNorm, set_bias
 from anomseg.nets.deeplab import AtrousPyramid
 from anomseg.nets.segmentation import SegmentationNet
 
@@ -31,7 +31,7 @@ class ResidualPattern(nn.Module):
         self.pyramid = AtrousPyramid(features, channels, rates, norm)
         self.out = nn.Conv2d(channels, features, 1)
         nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(torch.as_tensor(self.out.bias))
+        set_bias(self.out, 0.0)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return (B, features, h, w)."""
@@ -52,7 +52,7 @@ class ResidualPatternNet(SegmentationNet):
         self.base = base.requires_grad_(False).eval()
         self.pattern = ResidualPattern(base.head.in_channels, channels)
 
-    @property
+    @property  # read-only where the base class has an attribute: `replace_head` is how it is set
     def head(self) -> nn.Conv2d:  # type: ignore[override]
         """Give the frozen head."""
         return self.base.head

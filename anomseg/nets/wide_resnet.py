@@ -161,7 +161,7 @@ class WideResNetNet(SegmentationNet):
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight)
 
-    @property
+    @property  # read-only where the base class has an attribute: `replace_head` is how it is set
     def head(self) -> nn.Conv2d:  # type: ignore[override]
         """Give the last layer."""
         layer = self.final[6]

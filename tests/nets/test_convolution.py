@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from anomseg.nets.convolution import Bottleneck, ChannelNorm, ConvPair, ConvUnit, ResidualUnit, SqueezeExcitation, map_norm
+from anomseg.nets.convolution import Bottleneck, ChannelNorm, ConvPair, ConvUnit, ResidualUnit, SqueezeExcitation, map_norm, set_bias
 
 
 def test_channel_norm__gives_every_pixel_mean_0_and_deviation_1():
@@ -25,6 +25,15 @@ def test_map_norm__has_groups_for_any_number_of_channels(channels):
 def test_map_norm__refuses_an_unknown_kind():
     with pytest.raises(ValueError, match="batch, group, layer and none"):
         map_norm("instance", 4)
+
+
+def test_set_bias__sets_all_and_refuses_a_convolution_without():
+    layer = torch.nn.Conv2d(2, 3, 1)
+    set_bias(layer, -2.5)
+    assert layer.bias is not None
+    assert layer.bias.tolist() == [-2.5] * 3
+    with pytest.raises(ValueError, match="bias=True"):
+        set_bias(torch.nn.Conv2d(2, 3, 1, bias=False), 0.0)
 
 
 @pytest.mark.parametrize(("norm", "biased"), [("batch", False), ("none", True)])

@@ -145,9 +145,9 @@ def _(
     reverse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    found = [x.new_empty(x.shape) for x in (u, delta, A, B, C)]
+    of_u, of_delta, of_a, of_b, of_c = (x.new_empty(x.shape) for x in (u, delta, A, B, C))
     skip, bias = (u.new_empty(0) if x is None else x.new_empty(x.shape) for x in (D, delta_bias))
-    return (*found, skip, bias, grad_last.new_empty(grad_last.shape, dtype=arithmetic_dtype(u)))  # type: ignore[return-value]
+    return of_u, of_delta, of_a, of_b, of_c, skip, bias, grad_last.new_empty(grad_last.shape, dtype=arithmetic_dtype(u))
 
 
 def _keep(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor, Tensor]) -> None:
