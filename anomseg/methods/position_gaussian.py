@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import reduce
 from typing import Literal, cast, get_args
 
 import torch
@@ -12,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from anomseg.calibration.base import Calibration
 from anomseg.errors import NotFittedError
-from anomseg.functional.binned_gaussian import BinnedMoments, binned_gaussians, binned_mahalanobis, binned_moments, merge_binned
+from anomseg.functional.binned_gaussian import BinnedMoments, binned_gaussians, binned_mahalanobis, binned_moments
 from anomseg.functional.border import bin_count, border_bins
 from anomseg.functional.filter_bank import gaussian_filter
 from anomseg.functional.surface_features import (
@@ -25,8 +24,8 @@ from anomseg.functional.surface_features import (
     window_contrasts,
 )
 from anomseg.methods.base import AnomalySegmenter
-from anomseg.methods.position_statistics import BorderStatistics, peaks_of_places
-from anomseg.methods.training_data import gathered_objects, normal_pixels, training_batches
+from anomseg.methods.position_statistics import BorderStatistics, fit_together, gathered_moments, peaks_of_places
+from anomseg.methods.training_data import normal_pixels, training_batches
 from anomseg.sample import finite_pixels
 
 Family = Literal["derivatives", "contrasts", "energies", "lines"]
@@ -108,12 +107,12 @@ class PositionGaussian(AnomalySegmenter):
         self.peaks = BorderStatistics(cuts, prior=10.0) if level == "peak" else None
 
     def on_train_start(self) -> None:
-        """Fit everything: one pass for the Gaussians, one for the level of each family in each place, and one for the peaks."""
+        """Fit everything: one pass for the Gaussians, one for the levels of all families in each place, and one for the peaks."""
         if self.fitted_families:
             self._fit_gaussians()
-        for family in self.families:
-            maps = ((self._distances(family, light, valid), normal) for light, valid, normal in self._normal_parts())
-            cast(BorderStatistics, self.levels[family]).fit(maps)
+        levels = [cast(BorderStatistics, self.levels[family]) for family in self.families]
+        maps = (([self._distances(f, light, valid) for f in self.families], normal) for light, valid, normal in self._normal_parts())
+        fit_together(levels, maps)
         if self.peaks is not None:
             joint = ((self._joint(light, valid), normal) for light, valid, normal in self._normal_parts())
             self.peaks.fit((score, peaks_of_places(score, normal, self.cuts)) for score, normal in joint)
@@ -171,15 +170,12 @@ class PositionGaussian(AnomalySegmenter):
             yield light, valid, normal & valid
 
     def _fit_gaussians(self) -> None:
-        found: list[BinnedMoments] | None = None
-        for light, valid, normal in self._normal_parts():
-            bins = border_bins((light.shape[-2], light.shape[-1]), self.cuts, light.device)
-            new = [binned_moments(self._features(f, light, valid), bins, normal, bin_count(self.cuts)) for f in self.fitted_families]
-            found = new if found is None else [merge_binned(a, b) for a, b in zip(found, new, strict=True)]
-        parts = [part for part in gathered_objects(found) if part is not None]
-        if not parts:
-            raise ValueError("Expected training images to fit PositionGaussian to, but the training data serve none.")
-        for family, moments in zip(self.fitted_families, zip(*parts, strict=True), strict=True):
-            mean, precision = binned_gaussians(reduce(merge_binned, moments), self.pooled)
+        totals = gathered_moments(self._moments(light, valid, normal) for light, valid, normal in self._normal_parts())
+        for family, total in zip(self.fitted_families, totals, strict=True):
+            mean, precision = binned_gaussians(total, self.pooled)
             setattr(self, f"mean_{family}", mean.to(self.device))
             setattr(self, f"precision_{family}", precision.to(self.device))
+
+    def _moments(self, light: Tensor, valid: Tensor, normal: Tensor) -> list[BinnedMoments]:
+        bins = border_bins((light.shape[-2], light.shape[-1]), self.cuts, light.device)
+        return [binned_moments(self._features(f, light, valid), bins, normal, bin_count(self.cuts)) for f in self.fitted_families]

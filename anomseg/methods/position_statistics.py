@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anomseg.errors import NotFittedError
-from anomseg.functional.binned_gaussian import binned_moments, merge_binned
+from anomseg.functional.binned_gaussian import BinnedMoments, binned_moments, merge_binned
 from anomseg.functional.border import bin_count, border_bins
 from anomseg.methods.training_data import gathered_objects
 
@@ -68,16 +68,22 @@ class BorderStatistics(nn.Module):
             maps: (B, H, W) scores and (B, H, W) bool, True where a pixel is normal and has data; of `peaks_of_places`, for the level of
                 an image's highest normal pixel instead of that of all.
         """
-        count = bin_count(self.cuts)
-        found = [
-            binned_moments(score[:, None], border_bins((score.shape[-2], score.shape[-1]), self.cuts, score.device), valid, count)
-            for score, valid in maps
-        ]
-        device = self.mean.device
-        parts = [part for part in gathered_objects(reduce(merge_binned, found) if found else None) if part is not None]
-        total = reduce(merge_binned, parts) if parts else None
-        if total is None or not total.count.sum() > 0:
+        fit_together([self], (([score], valid) for score, valid in maps))
+
+    def moments(self, score: Tensor, valid: Tensor) -> BinnedMoments:
+        """Gather the moments of every place from (B, H, W) scores; see `fit`."""
+        bins = border_bins((score.shape[-2], score.shape[-1]), self.cuts, score.device)
+        return binned_moments(score[:, None], bins, valid, bin_count(self.cuts))
+
+    def take(self, total: BinnedMoments) -> None:
+        """Take the statistics from merged moments.
+
+        Raises:
+            ValueError: no pixel counted.
+        """
+        if not total.count.sum() > 0:
             raise ValueError("Expected normal pixels to fit the statistics of places to, but got none.")
+        device = self.mean.device
         n, first, second = total.count, total.total[:, 0], total.square[:, 0, 0]
         overall = first.sum() / n.sum()
         variance = (second.sum() / n.sum() - overall.square()).clamp_min(torch.finfo(torch.float32).tiny)
@@ -92,3 +98,33 @@ class BorderStatistics(nn.Module):
             raise NotFittedError("Expected fitted statistics of places, but there are none. Call `trainer.fit` first.")
         bins = border_bins((score.shape[-2], score.shape[-1]), self.cuts, score.device)
         return torch.where(valid, (score - self.mean[bins]) / self.deviation[bins], 0.0)
+
+
+def fit_together(places: Sequence[BorderStatistics], maps: Iterable[tuple[Sequence[Tensor], Tensor]]) -> None:
+    """Fit the statistics of several scores in one pass over images, on all ranks.
+
+    Args:
+        places: one for each score.
+        maps: the scores, (B, H, W) each, and which pixels count, (B, H, W) bool; see `BorderStatistics.fit`.
+
+    Raises:
+        ValueError: no pixel is normal.
+    """
+    totals = gathered_moments([place.moments(score, valid) for place, score in zip(places, scores, strict=True)] for scores, valid in maps)
+    for place, total in zip(places, totals, strict=True):
+        place.take(total)
+
+
+def gathered_moments(batches: Iterable[Sequence[BinnedMoments]]) -> list[BinnedMoments]:
+    """Merge the moments of several quantities over batches and ranks.
+
+    Raises:
+        ValueError: no rank has a batch.
+    """
+    found: list[BinnedMoments] | None = None
+    for new in batches:
+        found = list(new) if found is None else [merge_binned(a, b) for a, b in zip(found, new, strict=True)]
+    parts = [part for part in gathered_objects(found) if part is not None]
+    if not parts:
+        raise ValueError("Expected training images to take the statistics of places from, but the training data serve none.")
+    return [reduce(merge_binned, moments) for moments in zip(*parts, strict=True)]

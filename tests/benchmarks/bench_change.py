@@ -68,6 +68,7 @@ METHODS: dict[str, Callable[[], AnomalySegmenter]] = {
     "mamba_tiny_gate": lambda: ChangeMamba(**learnt(spec="tiny", gate=1.0)),
     "mamba_tiny_detail": lambda: ChangeMamba(**learnt(spec=replace(TINY, head="detail"))),
     "unet_gate_registered": lambda: SiameseUNet(**registered(spec=EARLY, gate=1.0)),
+    "siamese_gate_registered": lambda: SiameseUNet(**registered(spec=replace(EARLY, fusion="both"), gate=1.0)),
     "mamba_tiny_gate_registered": lambda: ChangeMamba(**registered(spec="tiny", gate=1.0)),
     "unet_registered": lambda: SiameseUNet(**registered(spec=EARLY)),
     "mamba_tiny_detail_registered": lambda: ChangeMamba(**registered(spec=replace(TINY, head="detail"))),

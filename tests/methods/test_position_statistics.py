@@ -5,7 +5,7 @@ import torch
 
 from anomseg.errors import NotFittedError
 from anomseg.functional.border import border_bins
-from anomseg.methods.position_statistics import BorderStatistics, peaks_of_places
+from anomseg.methods.position_statistics import BorderStatistics, fit_together, peaks_of_places
 
 
 def rim_scores(seed=0, batch=6):
@@ -85,3 +85,19 @@ def test_peaks__bring_the_highest_normal_pixels_of_all_places_to_one_level():
 
     assert spread(high) < 0.3
     assert spread(plain) > 0.8
+
+
+def test_fit_together__equals_fitting_one_by_one():
+    (score, valid), (other, _) = rim_scores(), rim_scores(seed=1)
+    alone, together = [[BorderStatistics((2, 5)) for _ in range(2)] for _ in range(2)]
+    alone[0].fit([(score, valid)])
+    alone[1].fit([(other, valid)])
+    fit_together(together, [([score[:2], other[:2]], valid[:2]), ([score[2:], other[2:]], valid[2:])])
+    for one, two in zip(alone, together, strict=True):
+        torch.testing.assert_close(one.mean, two.mean)
+        torch.testing.assert_close(one.deviation, two.deviation)
+
+
+def test_fit_together__refuses_data_without_images():
+    with pytest.raises(ValueError, match="serve none"):
+        fit_together([BorderStatistics()], [])
