@@ -47,6 +47,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "pebal": {},
     "pebal, void": {"void": True},
     "pebal, inner void": {"void": True, "rim": 3},
+    "gentle energy, void": {"void": True, "recipe": PEBALLoss(energy=0.03)},
     "no abstention, void": {"void": True, "recipe": PEBALLoss(abstention=0.0)},
     "no energy, void": {"void": True, "recipe": PEBALLoss(energy=0.0)},
     "no smoothness or sparsity, void": {"void": True, "recipe": PEBALLoss(smoothness=0.0, sparsity=0.0)},
