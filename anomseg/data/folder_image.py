@@ -18,7 +18,7 @@ from anomseg.data.scene import Scene
 from anomseg.data.scene_datamodule import SceneFacts
 from anomseg.errors import SceneFormatError, SceneNotFoundError
 from anomseg.functional.windows import Window
-from anomseg.sample import IGNORE, NORMAL
+from anomseg.sample import IGNORE
 
 
 @dataclass(frozen=True)
@@ -198,11 +198,6 @@ class FolderImage:
         if not valid.all():
             image[:, ~valid] = np.nan
         return torch.from_numpy(image), first
-
-
-def has_normal(mask: Tensor) -> bool:
-    """Say whether a truth holds a normal pixel."""
-    return bool((mask == NORMAL).any())
 
 
 def _check_size(image: object, size: tuple[int, int], path: object, other: tuple[int, ...] | list[int]) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anomseg.functional.score_histogram import ScoreCounts
 from anomseg.sample import ANOMALY, NORMAL
 
 
@@ -47,22 +46,6 @@ def confusion(flagged: Tensor, mask: Tensor) -> Tensor:
     flagged = flagged.bool()
     changed, unchanged = mask == ANOMALY, mask == NORMAL
     return torch.stack([(changed & flagged).sum(), (unchanged & flagged).sum(), (changed & ~flagged).sum(), (unchanged & ~flagged).sum()])
-
-
-def confusion_at(counts: ScoreCounts, threshold: float) -> Tensor:
-    """Read the confusion at a threshold from counted scores.
-
-    Args:
-        counts: counted scores; a cell counts as flagged where its lowest score is at or above the threshold, which is exact while every
-            cell is one score, as it is for a few million pixels.
-        threshold: flags `score >= threshold`.
-
-    Returns:
-        (4,) float64 as `confusion` orders them.
-    """
-    flagged = counts.thresholds() >= threshold
-    hit, alarm = counts.anomalous[flagged].sum(), counts.normal[flagged].sum().double()
-    return torch.stack([hit, alarm, counts.anomalous.sum() - hit, counts.normal.sum().double() - alarm])
 
 
 def change_figures(outcomes: Tensor) -> ChangeFigures:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, jaccard_score, precision_score, recall_score
 
-from anomseg.functional.confusion import change_figures, confusion, confusion_at
+from anomseg.functional.confusion import change_figures, confusion
 from anomseg.functional.score_curves import f1_max
 from anomseg.functional.score_histogram import count_scores
 
@@ -52,10 +52,7 @@ def test_confusion__does_not_see_ignored_pixels():
     assert int(confusion(score >= 0, mask).sum()) == int((mask != 255).sum())
 
 
-def test_confusion_at__reads_counts_as_the_maps_themselves():
+def test_change_figures__agree_with_the_curves_of_the_same_scores():
     score, mask = maps()
-    counts = count_scores([score[mask != 255]], [score[mask == 1]])
-    for threshold in (-1.0, 0.0, 0.7, float(score[0, 10, 10])):
-        assert torch.equal(confusion_at(counts, threshold), confusion(score >= threshold, mask).double())
-    f1, threshold = f1_max(counts)
-    assert change_figures(confusion_at(counts, float(threshold))).f1 == pytest.approx(float(f1), abs=1e-12)
+    f1, threshold = f1_max(count_scores([score[mask != 255]], [score[mask == 1]]))
+    assert change_figures(confusion(score >= threshold, mask)).f1 == pytest.approx(float(f1), abs=1e-12)
