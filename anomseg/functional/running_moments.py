@@ -25,7 +25,8 @@ def running_moments(held: Tensor, sums: Tensor, momentum: float = MOMENTUM) -> T
     """
     if held.ndim != 2 or len(held) != 3 or held.shape != sums.shape:
         raise ValueError(f"Expected held and sums of one shape (3, N), but got {tuple(held.shape)} and {tuple(sums.shape)}.")
+    sums = sums.to(held)
     count = sums[0]
-    weight = torch.where(count > 0, torch.where(held[0] > 0, momentum, 1.0), 0.0)
-    moved = torch.lerp(held[1:], (sums[1:] / count.clamp_min(1)).to(held), weight.to(held))
+    weight = torch.where(count > 0, torch.where(held[0] > 0, momentum, 1.0), 0.0).to(held)
+    moved = torch.lerp(held[1:], sums[1:] / count.clamp_min(1), weight)
     return torch.cat([(held[:1] + count).clamp_max(1.0), moved])

@@ -107,7 +107,6 @@ class DetailHead(nn.Module):
         return cast(Tensor, self.last(F.relu(self.join(seen))))
 
 
-@torch.no_grad()
 def set_biases(layers: Iterable[nn.Module], share: float) -> None:
     """Set the biases of last layers to the logit of a share.
 

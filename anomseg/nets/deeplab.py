@@ -130,6 +130,7 @@ def _trunk(in_channels: int, spec: DeepLabV3Plus, pretrained: bool = False) -> A
     options: dict[str, Any] = {} if spec.output_stride == 32 else {"output_stride": spec.output_stride}
     try:
         return timm.create_model(spec.trunk, pretrained=pretrained, features_only=True, in_chans=in_channels, **options)
+    # What timm raises by encoder: an unknown name, no `features_only`, no `output_stride`, a stride that a check inside does not know.
     except (RuntimeError, TypeError, NotImplementedError, AssertionError) as error:
         raise ValueError(
             f"Expected an encoder of timm that gives features at output_stride={spec.output_stride}, but '{spec.trunk}' does not: {error}. "

@@ -87,8 +87,8 @@ class ModuleNet(SegmentationNet):
         super().__init__()
         self.module, self.outputs, self.head_name = module, outputs, head_name
 
-    @property  # read-only where the base class has an attribute: `replace_head` is how it is set
-    def head(self) -> nn.Conv2d:  # type: ignore[override]
+    @property
+    def head(self) -> nn.Conv2d:  # type: ignore[override]  # read-only: `replace_head` sets it
         """Give the last layer.
 
         Raises:

@@ -52,8 +52,8 @@ class ResidualPatternNet(SegmentationNet):
         self.base = base.requires_grad_(False).eval()
         self.pattern = ResidualPattern(base.head.in_channels, channels)
 
-    @property  # read-only where the base class has an attribute: `replace_head` is how it is set
-    def head(self) -> nn.Conv2d:  # type: ignore[override]
+    @property
+    def head(self) -> nn.Conv2d:  # type: ignore[override]  # read-only: it is that of the frozen net
         """Give the frozen head."""
         return self.base.head
 

@@ -161,8 +161,8 @@ class WideResNetNet(SegmentationNet):
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight)
 
-    @property  # read-only where the base class has an attribute: `replace_head` is how it is set
-    def head(self) -> nn.Conv2d:  # type: ignore[override]
+    @property
+    def head(self) -> nn.Conv2d:  # type: ignore[override]  # read-only: `replace_head` sets it
         """Give the last layer."""
         layer = self.final[6]
         assert isinstance(layer, nn.Conv2d)

@@ -11,6 +11,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from bench_direct import measured, snpr, standard
@@ -25,11 +26,11 @@ from anomseg.methods.direct import DirectDetection, DirectTraining
 ONE = DirectTraining(nets=1, norm="none")  # the default when the ablation was made; it led to batch norm
 
 
-def arm(**changes: object) -> dict[str, object]:
-    return {"recipe": replace(ONE, **changes)}  # type: ignore[arg-type]
+def arm(**changes: Any) -> dict[str, Any]:
+    return {"recipe": replace(ONE, **changes)}
 
 
-ABLATION: dict[str, dict[str, object]] = {
+ABLATION: dict[str, dict[str, Any]] = {
     "default": arm(),
     "cross-entropy only": arm(losses="cross_entropy"),
     "ranking only": arm(losses="ranking"),
@@ -47,7 +48,7 @@ ABLATION: dict[str, dict[str, object]] = {
     "one round of self-training": arm(rounds=1),
     "two rounds of self-training": arm(rounds=2),
 }
-CONSTANTS: dict[str, dict[str, object]] = {
+CONSTANTS: dict[str, dict[str, Any]] = {
     "components 8": {"components": 8, **arm()},
     "components 30": {"components": 30, **arm()},
     "area 15": {"area": 15, **arm()},
@@ -87,7 +88,7 @@ def train(folder: Path, arms: list[str], seeds: list[int]) -> None:
             for scene, image, _ in held:
                 path = folder / f"{name}--{seed}--{scene}.pt"
                 if not path.exists():
-                    torch.save(DirectDetection(seed=seed, **ARMS[name]).score(image).half(), path)  # type: ignore[arg-type]
+                    torch.save(DirectDetection(seed=seed, **ARMS[name]).score(image).half(), path)
                     made += 1
             print(f"{name}, seed {seed}: {made} maps in {time.perf_counter() - start:.0f} s", flush=True)
 

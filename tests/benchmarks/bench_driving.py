@@ -13,7 +13,7 @@ import warnings
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -27,7 +27,7 @@ from anomseg.data.outlier_sources import OutlierSource, RGBACutouts, SyntheticOu
 from anomseg.functional.score_curves import auroc, average_precision, f1_max, fpr_at_tpr
 from anomseg.functional.score_histogram import count_scores
 from anomseg.methods.closed_set import ClosedSetSegmenter
-from anomseg.methods.pebal import PEBAL
+from anomseg.methods.pebal import PEBAL, ScoreRule
 from anomseg.methods.pebal_training import PEBALLoss
 from anomseg.methods.readouts import MSP, Energy, Entropy, MaxLogit, StandardizedMaxLogit
 from anomseg.methods.segmenter import Segmenter
@@ -63,8 +63,8 @@ ARMS: dict[str, dict[str, Any]] = {
 DECLARED = "entropy"  # the read-out that an arm is judged by from seed 1 on (seed 0: energy); the others are there to learn from
 
 
-def sources(kind: str, data: Path, part: str) -> tuple[OutlierSource, ...]:
-    cutouts = RGBACutouts(str(data / "outliers"), "index.csv", part)  # type: ignore[arg-type]
+def sources(kind: str, data: Path, part: Literal["train", "test"]) -> tuple[OutlierSource, ...]:
+    cutouts = RGBACutouts(str(data / "outliers"), "index.csv", part)
     if kind == "cutouts":
         return (cutouts,)
     textures = (
@@ -123,13 +123,14 @@ def figures(method: ClosedSetSegmenter, data: DrivingDataModule) -> dict[str, An
         miou.update(logits[:, : method.classes].argmax(1), batch["label"])
         masks.append(batch["mask"])
         if isinstance(method, PEBAL):
-            for rule in ("energy", "entropy", "abstain", "fusion"):
-                method.score_rule = rule  # type: ignore[assignment]
+            for rule in get_args(ScoreRule):
+                method.score_rule = rule
                 maps.setdefault(rule, []).append(method.read(logits))
         else:
+            segmenter = cast(Segmenter, method)
             for name, readout in READOUTS.items():
-                method.readout = readout  # type: ignore[attr-defined]
-                maps.setdefault(name, []).append(method.read(logits))
+                segmenter.readout = readout
+                maps.setdefault(name, []).append(segmenter.read(logits))
     truth = torch.cat(masks)
     found: dict[str, Any] = {"miou": float(miou.compute())}
     for name, parts in maps.items():

@@ -32,6 +32,7 @@ def recurrence(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Ten
 
 
 def by_mambapy(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    # No dependency: type checkers find the package on some machines and not on others.
     from mambapy.pscan import pscan  # type: ignore[import-not-found,unused-ignore]
 
     step, value = delta.transpose(1, 2).unsqueeze(-1), u.transpose(1, 2).unsqueeze(-1)
@@ -44,7 +45,10 @@ SCANS: dict[str, Scan] = {"anomseg": selective_scan, "recurrence": recurrence, "
 
 def operands(channels: int, tokens: int, states: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator)
+
     given = draw(1, channels, tokens) - 0.5, draw(1, channels, tokens) * 0.5, -2 * draw(channels, states)
     return [x.requires_grad_() for x in (*given, draw(1, states, tokens) - 0.5, draw(1, states, tokens) - 0.5)]
 
@@ -85,7 +89,10 @@ def errors(size: tuple[int, int, int]) -> tuple[float, float]:
     exact = [x.detach().double().requires_grad_() for x in given]
     y, truth = selective_scan(*given), selective_scan(*exact, backend="pure")
     gradients = zip(torch.autograd.grad(y.sum(), given), torch.autograd.grad(truth.sum(), exact), strict=True)
-    relative = lambda a, b: float((a - b).detach().abs().max() / b.detach().abs().max())  # noqa: E731
+
+    def relative(a: Tensor, b: Tensor) -> float:
+        return float((a - b).detach().abs().max() / b.detach().abs().max())
+
     return relative(y, truth), max(relative(a, b) for a, b in gradients)
 
 
@@ -97,7 +104,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.peak:
-        grow(options.peak[0], tuple(map(int, options.peak[1:])))  # type: ignore[arg-type]
+        channels, tokens, states = map(int, options.peak[1:])
+        grow(options.peak[0], (channels, tokens, states))
         return
     names = ["anomseg", "recurrence"] + (["mambapy"] if importlib.util.find_spec("mambapy") else [])
     print(f"{scan_backend('cpu').backend}, torch {torch.__version__}, {options.threads} threads, {options.repeats} repeats")

@@ -207,10 +207,10 @@ def measure(which: str, arm: str, seed: int, options: argparse.Namespace) -> Non
     pl.seed_everything(seed, verbose=False)
     make, trains_on = ARMS[arm]
     method, data = make(), images(which, trains_on, seed)
-    limit = {"max_epochs": 1} if trains_on == "whole" else {"max_steps": options.steps, "max_epochs": -1}
+    limit: dict[str, Any] = {"max_epochs": 1} if trains_on == "whole" else {"max_steps": options.steps, "max_epochs": -1}
     begun = time.process_time()
     trainer = pl.Trainer(
-        **limit,  # type: ignore[arg-type]
+        **limit,
         accelerator="cpu",
         precision="32-true" if trains_on == "whole" else "bf16-mixed",
         gradient_clip_val=None if trains_on == "whole" else 1.0,

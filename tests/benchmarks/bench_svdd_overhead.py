@@ -31,7 +31,7 @@ def batches(steps: int, size: int) -> list[Batch]:
 
 def by_trainer(data: list[Batch]) -> float:
     method = SVDD(recipe=SVDDTraining(warmup=0.0))
-    loader = DataLoader(data, batch_size=None)  # type: ignore[arg-type]
+    loader = DataLoader(data, batch_size=None)  # type: ignore[arg-type]  # any list is a dataset, but not to the types of torch
     trainer = pl.Trainer(
         max_epochs=1,
         accelerator="cpu",

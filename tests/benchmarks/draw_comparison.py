@@ -18,7 +18,7 @@ from anomseg.data.read_scene import find_scenes, read_scene
 from anomseg.functional.area_rx import area_filtered_rx, fused_rx, pca_local_rx
 from anomseg.functional.crd import pca_collaborative_representation
 from anomseg.functional.rx import global_rx, local_rx
-from anomseg.functional.separability import separability
+from anomseg.functional.separability import Normalisation, separability
 from anomseg.methods.direct import DirectDetection
 from anomseg.report.comparison import ComparisonRow, comparison_sheet, separability_plot
 
@@ -30,6 +30,8 @@ CLASSICAL: dict[str, Callable[[Tensor], Tensor]] = {
     "AreaRX": area_filtered_rx,
     "FusedRX": fused_rx,
 }
+
+PREFIXES: dict[Normalisation, str] = {"min-max": "separability", "rank": "separability-rank"}
 
 
 def standard(score: Tensor) -> Tensor:
@@ -65,12 +67,12 @@ def compared(folder: Path | None) -> list[ComparisonRow]:
     return rows
 
 
-def print_gaps(rows: list[ComparisonRow], normalisation: str) -> None:
+def print_gaps(rows: list[ComparisonRow], normalisation: Normalisation) -> None:
     """Print a table of the gaps, their mean and the worst."""
     names = [row.name.removeprefix("abu-") for row in rows]
     print(f"gap, {normalisation} | " + " | ".join(names) + " | mean | worst")
     for name in rows[0].maps:
-        gaps = [separability(row.maps[name], row.mask, normalisation).gap for row in rows]  # type: ignore[arg-type]
+        gaps = [separability(row.maps[name], row.mask, normalisation).gap for row in rows]
         print(f"{name} | " + " | ".join(f"{gap:+.2f}" for gap in [*gaps, sum(gaps) / len(gaps), min(gaps)]))
 
 
@@ -84,8 +86,8 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     comparison_sheet(rows).savefig(options.output / "comparison.png")
     for row in rows:
-        for normalisation, prefix in (("min-max", "separability"), ("rank", "separability-rank")):
-            figure = separability_plot(row.maps, row.mask, row.name, normalisation)  # type: ignore[arg-type]
+        for normalisation, prefix in PREFIXES.items():
+            figure = separability_plot(row.maps, row.mask, row.name, normalisation)
             figure.savefig(options.output / f"{prefix}-{row.name}.png")
     print_gaps(rows, "min-max")
     print_gaps(rows, "rank")

@@ -163,6 +163,7 @@ def _by_mamba_ssm(
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
     """Run the compiled kernel of mamba-ssm, which wants one type for u, delta, B and C, float32 for the rest, and time in order."""
+    # No dependency: type checkers find the package on some machines and not on others.
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # type: ignore[import-not-found,unused-ignore]
 
     turned = [x.flip(-1) if reverse else x for x in (u, delta.to(u.dtype), B.to(u.dtype), C.to(u.dtype))]

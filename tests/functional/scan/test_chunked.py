@@ -10,7 +10,10 @@ from anomseg.functional.scan.recurrence import reference_scan
 
 def operands(length, state, groups, batch=2, channels=8):
     generator = torch.Generator().manual_seed(length + state)
-    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)  # noqa: E731
+
+    def draw(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
     u, delta, rates = draw(batch, channels, length), draw(batch, channels, length).abs(), -draw(channels, state).abs()
     return u, delta, rates, draw(batch, groups, state, length), draw(batch, groups, state, length), draw(batch, channels, state)
 
