@@ -187,8 +187,9 @@ def words(monitor):
 
 
 def grain(index, bands=3, seed=0):
-    """White noise: a bottleneck can keep nothing of it, and the mean colour is the best that it can say."""
-    return torch.randn(bands, SIZE, SIZE, generator=torch.Generator().manual_seed(5000 * seed + index))
+    """Noise without its means over cells: a bottleneck can keep nothing of it, and the mean colour is the best that it can say."""
+    noise = torch.randn(bands, SIZE, SIZE, generator=torch.Generator().manual_seed(5000 * seed + index))
+    return noise - F.interpolate(F.avg_pool2d(noise, 4)[None], scale_factor=4)[0]
 
 
 def photograph(index, bands=3, seed=0):
