@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
@@ -74,6 +75,29 @@ METHODS: dict[str, Callable[[], AnomalySegmenter]] = {
     "mamba_tiny_detail_registered": lambda: ChangeMamba(**registered(spec=replace(TINY, head="detail"))),
     "mamba_tiny_focal_gate": lambda: ChangeMamba(**learnt(spec="tiny", gate=1.0, recipe=ChangeTraining())),
 }
+
+# What each axis of the network does: `tiny` with one thing changed, or, without any scan, with three.
+AXES: dict[str, dict[str, Any]] = {
+    "as_it_is": {},
+    **{f"encoder_{kind}": {"encoder": kind} for kind in ("shared_vss", "separate_vss", "shared_cnn")},
+    **{f"arrangement_{kind}": {"arrangements": (kind,)} for kind in ("split", "cat")},
+    "arrangement_split_interleave": {"arrangements": ("split", "interleave")},
+    **{f"decoder_{kind}": {"decoder": kind} for kind in ("none", "channel", "spatial")},
+    **{f"enhancement_{kind}": {"enhancement": kind} for kind in ("none", "first_order", "second_order", "scan")},
+    "difference_plain": {"difference": False},
+    "difference_signed": {"signed": True},
+    **{f"fusion_{kind}": {"gate": kind} for kind in ("soft", "dai", "tanh")},
+    **{f"skip_{kind}": {"skip": kind} for kind in ("se", "none")},
+    "no_scan": {"encoder": "shared_cnn", "decoder": "none", "enhancement": "none"},
+}
+
+
+def ablated(changes: dict[str, Any]) -> ChangeMamba:
+    return ChangeMamba(**registered(spec=replace(TINY, **changes), gate=1.0))
+
+
+ABLATIONS = {f"{axis}_gate_registered": partial(ablated, changes) for axis, changes in AXES.items()}
+METHODS_AND_AXES: dict[str, Callable[[], AnomalySegmenter]] = {**METHODS, **ABLATIONS}
 
 
 def pairs(group: str, options: argparse.Namespace, register: bool) -> ChangeDataModule:
@@ -148,7 +172,7 @@ def f1(flagged: torch.Tensor, truth: torch.Tensor) -> float:
 
 
 def measure(name: str, group: str, options: argparse.Namespace) -> dict[str, Any]:
-    data, make = pairs(group, options, name.endswith("_registered")), METHODS[name]
+    data, make = pairs(group, options, name.endswith("_registered")), METHODS_AND_AXES[name]
     begun = time.process_time()
     learns = isinstance(make(), ChangeSegmenter)
     method, steps = taught(make, data, options) if learns else (make(), 0)
@@ -199,9 +223,9 @@ def table(output: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS_AND_AXES, "axes"], default=list(METHODS), help="axes: all of them")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=1100)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--crop", type=int, default=320)
@@ -211,9 +235,10 @@ def main() -> None:
     parser.add_argument("--accelerator", default="cpu")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    for seed in range(options.seeds):
+    names = [name for method in options.methods for name in (ABLATIONS if method == "axes" else [method])]
+    for seed in options.seeds:
         for group in options.groups:
-            for name in options.methods:
+            for name in names:
                 path = options.output / f"{name}_{group}_{seed}.json"
                 if path.exists():
                     continue
