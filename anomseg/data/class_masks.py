@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from anomseg.functional.windows import Window
 from anomseg.sample import IGNORE
 
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
+_ROWS = 1024
 
 
 def file_shape(path: Path, key: str | None = None) -> tuple[int, int, int]:
@@ -70,7 +72,7 @@ def read_class_ids(path: Path, table: ClassTable, encoding: Encoding, key: str |
     values = torch.from_numpy(np.where(void, 0, bands.max(axis=0)).astype(np.int64))
     ignored = torch.from_numpy(void)
     if encoding == "binary":
-        ids, unknown = _two_classes(values, path.suffix.lower() in LOSSY_SUFFIXES)
+        ids, unknown = _two_classes(values, path, key, window)
         ignored |= unknown
         ids = torch.tensor(table.class_ids[:2])[ids]
     else:
@@ -97,17 +99,34 @@ def read_layer(path: Path, window: Window | None = None) -> Tensor:
         SceneFormatError: it is unreadable.
     """
     bands, _ = _stored(path, None, window)
-    ids, unknown = _two_classes(torch.from_numpy(bands.max(axis=0).astype(np.int64)), path.suffix.lower() in LOSSY_SUFFIXES)
+    ids, unknown = _two_classes(torch.from_numpy(bands.max(axis=0).astype(np.int64)), path, None, window)
     return ids.bool() & ~unknown
 
 
-def _two_classes(values: Tensor, lossy: bool) -> tuple[Tensor, Tensor]:
+def _two_classes(values: Tensor, path: Path, key: str | None, window: Window | None) -> tuple[Tensor, Tensor]:
     # Lossless 0 and 1 are ids, with 255 beside them ignored; whatever else is a picture, whose compression leaves greys at the edges.
-    unknown = torch.zeros_like(values, dtype=torch.bool)
-    if not lossy and bool(((values == 0) | (values == 1) | (values == IGNORE)).all()) and bool((values == 1).any()):
+    # A window of 0 and 255 alone may belong to either: what it means is for the file to say, and not for the window.
+    few = path.suffix.lower() not in LOSSY_SUFFIXES and bool(((values == 0) | (values == 1) | (values == IGNORE)).all())
+    ids = few and bool((values == 1).any())
+    if few and not ids and window is not None and bool((values == IGNORE).any()):
+        ids = _stores_ids(path, key, path.stat().st_mtime_ns)
+    if ids:
         unknown = values == IGNORE
         return values.masked_fill(unknown, 0), unknown
-    return (values > 127).long(), unknown
+    return (values > 127).long(), torch.zeros_like(values, dtype=torch.bool)
+
+
+@lru_cache(maxsize=4096)
+def _stores_ids(path: Path, key: str | None, _changed: int) -> bool:
+    # One pass over the file in bands of rows, for it may be large; cached, because many windows of one file ask.
+    _, height, width = file_shape(path, key)
+    ones = False
+    for row in range(0, height, _ROWS):
+        values = _stored(path, key, (row, 0, min(_ROWS, height - row), width))[0]
+        if not np.isin(values, (0, 1, IGNORE)).all():
+            return False
+        ones = ones or bool((values == 1).any())
+    return ones
 
 
 def _stored(path: Path, key: str | None, window: Window | None) -> tuple[np.ndarray[Any, Any], float | None]:

@@ -35,7 +35,8 @@ class FolderLayout:
         masks: template of the masks, with ``{class}`` where each class has a mask of its own; or an `IndexThreshold`.
         table: the classes.
         encoding: ``"binary"`` (0 and 1, or black and white at a threshold of 127; 0, 1 and 255 is 255 ignored), ``"index"`` (class ids),
-            or ``"colour"``. Masks of single classes are binary.
+            or ``"colour"``. Masks of single classes are binary. A file of 0 and 255 alone is black and white: take ``"index"`` for tiles
+            of 0, 1 and an ignored 255, of which some hold no 1.
         train: folder that ``{split}`` stands for, or None.
         val: likewise.
         test: likewise.

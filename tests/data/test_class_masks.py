@@ -67,6 +67,19 @@ def test_read_class_ids__reads_a_window_as_the_whole_holds_it(tmp_path):
     assert torch.equal(read_class_ids(path, TABLE, "index", window=(2, 3, 4, 5)), read_class_ids(path, TABLE, "index")[2:6, 3:8])
 
 
+@pytest.mark.parametrize(("elsewhere", "expected"), [(1, NO_CLASS), (0, 1), (200, 1)])
+def test_read_class_ids__takes_what_255_means_in_a_window_from_the_whole_file(tmp_path, elsewhere, expected):
+    stored = np.zeros((1500, 8), np.uint8)
+    stored[2, 3], stored[1400, 5] = 255, elsewhere
+    path = save(tmp_path / "a.png", stored)
+    ids = read_class_ids(path, BINARY, "binary")
+    assert ids[2, 3] == expected
+    assert torch.equal(read_class_ids(path, BINARY, "binary", window=(0, 0, 8, 8)), ids[:8])
+    stored[1400, 5] = 201 - elsewhere if elsewhere else 1  # the file is written anew with the other meaning
+    save(path, stored)
+    assert torch.equal(read_class_ids(path, BINARY, "binary", window=(0, 0, 8, 8)), read_class_ids(path, BINARY, "binary")[:8])
+
+
 def test_read_class_ids__lists_what_lies_outside_the_table(tmp_path):
     path = save(tmp_path / "a.png", [[0, 9, 17]])
     with pytest.raises(SceneFormatError, match=r"a\.png', but got also \[9, 17\]"):
