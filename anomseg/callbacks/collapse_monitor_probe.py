@@ -25,6 +25,7 @@ from anomseg.functional.collapse import (
     variance_ratio,
 )
 from anomseg.methods.base import AnomalySegmenter
+from anomseg.nets.evaluation_mode import evaluation_mode
 from anomseg.sample import IGNORE, finite_pixels
 
 _NUMBERS = 2**25  # of all images together: fewer images of many bands are kept
@@ -49,15 +50,11 @@ class Describes(Protocol):
 @contextmanager
 def untouched(module: pl.LightningModule) -> Iterator[None]:
     """Run a method in evaluation mode without gradients, and leave random states, modes and further maps as they were."""
-    modes = [(part, part.training) for part in module.modules()]
     maps = getattr(module, "further_maps", None)
-    with isolate_rng(), torch.no_grad():
-        module.eval()
+    with isolate_rng(), torch.no_grad(), evaluation_mode(module):
         try:
             yield
         finally:
-            for part, training in modes:
-                part.training = training
             if maps is not None:
                 module.further_maps = maps
 

@@ -18,6 +18,7 @@ from anomseg.errors import NotFittedError
 from anomseg.functional.windows import pad_to_multiple
 from anomseg.methods.training_data import warn_without_validation
 from anomseg.metrics.scene_metrics import SceneMetrics, all_metrics, pixel_metrics
+from anomseg.nets.evaluation_mode import evaluation_mode
 from anomseg.optimisation import Optimisation
 from anomseg.sample import IGNORE, check_sample, finite_pixels, flat_truth
 from anomseg.version import __version__
@@ -75,9 +76,9 @@ class AnomalySegmenter(pl.LightningModule, ABC):
 
     @final
     def score_map(self, image: Tensor) -> Tensor:
-        """Score an image of any size: pad to `size_multiple`, score, crop; pixels without data get their map's lowest score."""
-        padded = pad_to_multiple(image, self.size_multiple)
-        score = self.score(padded)
+        """Score an image of any size, as in evaluation: pad to `size_multiple`, crop; pixels without data get the map's lowest score."""
+        with evaluation_mode(self):
+            score = self.score(padded := pad_to_multiple(image, self.size_multiple))
         if score.shape != (expected := (image.shape[0], *padded.shape[-2:])):
             came = f"{tuple(score.shape)} instead of {expected}"
             raise ValueError(f"Expected a score of shape (B, H, W) from {type(self).__name__}.score, but got {came}.")

@@ -27,6 +27,7 @@ from anomseg.methods.direct_training import (
     teacher_map,
 )
 from anomseg.nets.context_net import lifted_channels
+from anomseg.nets.evaluation_mode import evaluation_mode
 from anomseg.optimisation import Optimisation
 from anomseg.sample import ANOMALY, IGNORE
 
@@ -116,12 +117,8 @@ class TransferDetection(AnomalySegmenter):
         return torch.where(scene.valid, score, 0.0).to(image.device)
 
     def _mean_map(self, lesson: Lesson) -> Tensor:
-        modes = [net.training for net in self.nets]
-        self.nets.eval()
-        maps = [flipped_mean(net, lesson.features.to(self.device)).cpu() for net in self.nets]
-        for net, mode in zip(self.nets, modes, strict=True):
-            net.train(mode)
-        return torch.stack(maps).mean(0)
+        with evaluation_mode(self.nets):
+            return torch.stack([flipped_mean(net, lesson.features.to(self.device)).cpu() for net in self.nets]).mean(0)
 
     def _lesson(self, image: Tensor, key: str) -> Lesson:
         if key not in self._lessons:

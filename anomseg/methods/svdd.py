@@ -21,6 +21,7 @@ from anomseg.methods.svdd_inputs import Inputs, Texture
 from anomseg.methods.svdd_training import SVDDTraining, reconstruction_loss, svdd_losses
 from anomseg.methods.training_data import counted_pixels, normal_pixels, training_batches
 from anomseg.nets.descriptor import DescriptorNet, DescriptorSpec
+from anomseg.nets.evaluation_mode import evaluation_mode
 from anomseg.nets.patch_descriptor import PatchDescriptor
 from anomseg.optimisation import Optimisation
 from anomseg.sample import finite_pixels
@@ -175,12 +176,10 @@ class SVDD(AnomalySegmenter):
     @torch.no_grad()
     def _described(self) -> Iterator[DescribedBatch]:
         """Describe the training data in evaluation mode."""
-        mode = self.net.training
-        self.net.eval()
-        for batch in training_batches(self):
-            inputs = self.inputs(batch["image"])
-            yield DescribedBatch(inputs, self.net(inputs).descriptor, self._normal_pixels(batch), self._counted_pixels(batch))
-        self.net.train(mode)
+        with evaluation_mode(self.net):
+            for batch in training_batches(self):
+                inputs = self.inputs(batch["image"])
+                yield DescribedBatch(inputs, self.net(inputs).descriptor, self._normal_pixels(batch), self._counted_pixels(batch))
 
     def _normal_pixels(self, batch: Mapping[str, Any]) -> Tensor:
         """Find the pixels with data that count as normal: (B, H, W) bool."""

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from anomseg.nets.evaluation_mode import evaluation_mode
+
 
 @dataclass(frozen=True)
 class NetCost:
@@ -37,11 +39,6 @@ def cost(net: nn.Module, *inputs: Tensor) -> NetCost:
         net: taken as it is; its mode is restored.
         inputs: what it is called with, such as two dates (1, C, 256, 256).
     """
-    training = net.training
-    net.eval()
-    try:
-        with FlopCounterMode(display=False) as counter:
-            net(*inputs)
-    finally:
-        net.train(training)
+    with evaluation_mode(net), FlopCounterMode(display=False) as counter:
+        net(*inputs)
     return NetCost(parameter_count(net), int(counter.get_total_flops()))
