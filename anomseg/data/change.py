@@ -9,7 +9,7 @@ from typing import Literal
 from anomseg.data.augment import Augmentation
 from anomseg.data.change_folders import ChangeLayout, ChangeLayoutName, PairFiles
 from anomseg.data.change_pairs import ChangePair, PairReading
-from anomseg.data.change_parts import PairParts, PairSource, measured_pairs, shared_pairs, usable_pairs
+from anomseg.data.change_parts import PairParts, PairSource, served_pairs, shared_pairs, usable_pairs
 from anomseg.data.crops import CropDataset
 from anomseg.data.group_split import GroupSplit
 from anomseg.data.image_folders import Part
@@ -90,6 +90,8 @@ class ChangeDataModule(SceneDataModule):
         super().__init__(batch_size, num_workers, tile, overlap, calibration_share, calibration_block, "all", seed)
         if bands is not None and (not bands or min(bands) < 0 or len(set(bands)) < len(bands)):
             raise ValueError(f"Expected different band indices of at least 0, but got bands={bands}. Use None to keep all bands.")
+        if scale is not None and len(scale) != 2:
+            raise ValueError(f"Expected two factors in scale=, one for each date, but got {tuple(scale)}. (1, 1) changes nothing.")
         if crops < 1 or not 0.0 <= anomaly_share <= 1.0 or cache_bytes < 0:
             raise ValueError(
                 f"Expected crops >= 1, anomaly_share from 0 to 1 and cache_bytes >= 0, but got {crops}, {anomaly_share} and {cache_bytes}."
@@ -132,9 +134,9 @@ class ChangeDataModule(SceneDataModule):
             return self._all_of(PairSource(self.predict_root, self.layout, (), self.threshold, self._reading))
         if stage == "predict" and self.split is None:
             found = self._source.found()
-            return measured_pairs(found[""]) if "" in found else self._pairs_of("test")
+            return served_pairs(found.get("", found.get("test", [])))
         if stage == "predict":
-            return measured_pairs(self._parts()["test"])
+            return served_pairs(self._parts()["test"])
         return self._pairs_of("train" if stage == "val" and self._validates_on_blocks else stage)
 
     def dataset(self, stage: Stage) -> SceneDataset | CropDataset:
@@ -174,4 +176,4 @@ class ChangeDataModule(SceneDataModule):
 
     @staticmethod
     def _all_of(source: PairSource) -> list[ChangePair]:
-        return measured_pairs([pair for pairs in source.found().values() for pair in pairs])
+        return served_pairs([pair for pairs in source.found().values() for pair in pairs])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from anomseg.data.change_folders import PairFiles
 from anomseg.data.change_truth import TruthReading
 from anomseg.data.pair_transform import PairTransform
+from anomseg.data.picture_io import check_picture
 from anomseg.data.raster_align import Grid, grid_of, read_on_grid, shared_window
 from anomseg.data.raster_io import Raster, raster_shape, read_raster
 from anomseg.data.scene import Scene
@@ -100,6 +101,9 @@ class ChangePair:
         before, after = ([Path(path) for path in paths] for paths in (self.files.before, self.files.after))
         (first, one), (second, other) = grid_of(before[0]), grid_of(after[0])
         self._check_bits(one, other)
+        for path in (*before, *after):
+            check_picture(path)
+            first.check_place(grid_of(path)[0], path, before[0])
         bands = [sum(raster_shape(path)[0] for path in paths) for paths in (before, after)]
         if bands[0] != bands[1] and self.reading.bands is None:
             raise ValueError(
@@ -151,7 +155,14 @@ class ChangePair:
             ValueError: one date has no data in the shared part, or a band to keep does not exist.
         """
         pair = self if self.grid is not None else self.measured()
-        return pair._read(pair._block)
+        if pair.window is None or not pair.reading.prepare:
+            return pair._read(pair._block)
+        # What changes whole pairs has to see the whole pair: a block would be registered for itself.
+        row, column, height, width = pair.window
+        whole = replace(pair, window=None)()
+        place = (..., slice(row, row + height), slice(column, column + width))
+        mask, grid = None if whole.mask is None else whole.mask[place].clone(), cast(Grid, pair.grid).part(pair.window)
+        return replace(whole, image=whole.image[place].clone(), mask=mask, transform=grid.transform)
 
     def truth(self) -> Tensor:
         """Read the truth alone; pixels without data are not marked in it.

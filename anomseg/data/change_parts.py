@@ -10,7 +10,7 @@ from typing import Literal
 
 from anomseg.data.change_folders import ChangeLayout, ChangeLayoutName, PairFiles, PairsByPart, change_layout, find_pairs
 from anomseg.data.change_pairs import ChangePair, PairReading
-from anomseg.data.change_truth import TruthReading
+from anomseg.data.change_truth import Coding, TruthReading
 from anomseg.data.group_split import GroupSplit
 from anomseg.data.image_folders import PARTS, Part
 from anomseg.data.image_split import NameSplit, ShareSplit, block_windows
@@ -138,12 +138,39 @@ def measured_pairs(pairs: Sequence[ChangePair]) -> list[ChangePair]:
     Raises:
         ValueError: pairs differ in their bands, or see `ChangePair.measured`.
     """
-    measured = [pair if pair.grid is not None else pair.measured() for pair in pairs]
+    measured = _of_one_coding([pair if pair.grid is not None else pair.measured() for pair in pairs])
     counts = {pair.stored: pair.files.before[0] for pair in reversed(measured)}
     if len(counts) > 1:
         named = ", ".join(f"{count} in '{path}'" for count, path in sorted(counts.items()))
         raise ValueError(f"Expected pairs of as many bands, but got {named}. Give them a module each, or keep some with bands=.")
     return measured
+
+
+def served_pairs(pairs: Sequence[ChangePair]) -> list[ChangePair]:
+    """Read the headers of pairs that are to be mapped, with or without a truth.
+
+    Raises:
+        ValueError: there is no pair, or see `measured_pairs`.
+    """
+    if not pairs:
+        raise ValueError("Expected pairs to predict, but the split or the folders give none for 'test'. Name a folder in predict_root=.")
+    return measured_pairs(pairs)
+
+
+def _of_one_coding(pairs: list[ChangePair]) -> list[ChangePair]:
+    """Let 255 mean one thing: beside masks that hold 1, those of 0 and 255 alone are unchanged and unknown, and not black and white."""
+    codings = {coding for pair in pairs for coding in pair.truths.codings}
+    if not {"ids", "black_white"} <= codings:
+        return pairs
+    other = [pair.name for pair in pairs if "black_white" in pair.truths.codings]
+    warnings.warn(
+        f"{len(other)} of {len(pairs)} pairs have masks of 0 and 255 alone, such as {other[:4]}, beside masks that hold 1: their 255 is "
+        "read as unknown. If it is change, set threshold=0.",
+        stacklevel=2,
+    )
+    read_as: dict[Coding, Coding] = {"black_white": "ids"}
+    truths = [replace(pair.truths, codings=tuple(read_as.get(coding, coding) for coding in pair.truths.codings)) for pair in pairs]
+    return [replace(pair, truths=truth) for pair, truth in zip(pairs, truths, strict=True)]
 
 
 def _can_serve(pair: ChangePair, part: Part) -> bool:

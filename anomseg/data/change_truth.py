@@ -18,7 +18,7 @@ from anomseg.errors import SceneFormatError
 from anomseg.functional.windows import Window
 from anomseg.sample import IGNORE
 
-Coding = Literal["ids", "black_white", "threshold", "colour"]
+Coding = Literal["unmarked", "ids", "black_white", "threshold", "colour"]
 _SHOWN = 8
 _ROWS = 1024  # rows of a mask that are searched for values at a time, which bounds the memory of the search
 
@@ -28,8 +28,8 @@ class TruthReading:
     """Say what the values of a mask mean.
 
     Attributes:
-        threshold: value above which a pixel is change; None reads 0 and 1 (and 255 beside them as ignored), 0 and 255, or, of a JPEG,
-            greys above 127.
+        threshold: value above which a pixel is change; None reads 0 and 1 (and 255 beside them as ignored, also where another mask of the
+            part holds the 1), 0 and 255, or, of a JPEG, greys above 127.
         unchanged: colour of unchanged pixels; any other is change. None reads no colours.
         codings: what the values of each file mean; filled in by `measured`.
         warped: whether each file lies on other pixels than the first date; filled in by `measured`.
@@ -56,6 +56,7 @@ class TruthReading:
         warped = []
         for path in files.truths:
             grid, _ = grid_of(path)
+            first.check_place(grid, path, files.before[0])
             if not first.matches(grid) and not (grid.is_georeferenced and shared.is_georeferenced):
                 raise ValueError(
                     f"Expected {first.size[0]} x {first.size[1]} pixels in '{path}' as in '{files.before[0]}', but got {grid.size[0]} x "
@@ -97,14 +98,9 @@ class TruthReading:
             return "colour"
         if self.threshold is not None or path.suffix.lower() in LOSSY_SUFFIXES:
             return "threshold"
-        bands, nodata = read_mask_bands(path)
-        values = _values(bands)
-        if nodata:
-            values = [value for value in values if value != nodata]
-        if set(values) <= {0, 1} or (1 in values and set(values) <= {0, 1, IGNORE}):
-            return "ids"
-        if set(values) <= {0, 255}:
-            return "black_white"
+        values = _values(*read_mask_bands(path))
+        if set(values) <= {0, 1, IGNORE}:
+            return "ids" if 1 in values else "black_white" if IGNORE in values else "unmarked"
         raise SceneFormatError(
             f"Expected two values in the mask '{path}', 0 and 1 or 0 and 255, but got {len(values)}: {values[:_SHOWN]}"
             f"{', ...' if len(values) > _SHOWN else ''}. Set threshold=127 for greys, or give a mask of change instead of one of classes."
@@ -118,21 +114,21 @@ class TruthReading:
         if self.warped[index]:
             bands, known = read_mask_on_grid(path, grid, window)
         else:
-            bands, nodata = read_mask_bands(path, (origin[0] + row, origin[1] + column, height, width))
-            known = ~(bands == nodata).all(axis=0) if nodata else np.ones(bands.shape[1:], bool)
+            bands, known = read_mask_bands(path, (origin[0] + row, origin[1] + column, height, width))
         if self.codings[index] == "colour":
             wanted = np.array(self.unchanged)[:, None, None]
             if len(bands) != 3:
                 raise SceneFormatError(f"Expected a mask of 3 colours in '{path}', but got {len(bands)} bands. Leave out unchanged=.")
             return (bands != wanted).any(axis=0), known
         values = bands.max(axis=0)
-        if self.codings[index] == "ids":
+        if self.codings[index] in ("ids", "unmarked"):
             return values == 1, known & (values != IGNORE)
         return values > (127.0 if self.threshold is None else self.threshold), known
 
 
-def _values(bands: np.ndarray[Any, Any]) -> list[Any]:
+def _values(bands: np.ndarray[Any, Any], known: np.ndarray[Any, Any]) -> list[Any]:
     found: set[Any] = set()
     for start in range(0, bands.shape[1], _ROWS):
-        found.update(np.unique(bands[:, start : start + _ROWS].max(axis=0)).tolist())
+        rows = slice(start, start + _ROWS)
+        found.update(np.unique(bands[:, rows].max(axis=0)[known[rows]]).tolist())
     return sorted(found)

@@ -55,9 +55,8 @@ def read_class_ids(path: Path, table: ClassTable, encoding: Encoding, key: str |
         SceneFormatError: it is unreadable, holds an id or colour outside the table, or a picture where ids are expected.
         MissingDependencyError: it is HDF5 and h5py is not installed.
     """
-    bands, nodata = _stored(path, key, window)
-    void = np.isnan(bands).any(axis=0) | (bands < 0).any(axis=0) if bands.dtype.kind in "fi" else np.zeros(bands.shape[1:], bool)
-    void |= (bands == nodata).all(axis=0) if nodata else False
+    bands, known = _stored(path, key, window)
+    void = ~known | (bands < 0).any(axis=0)
     if encoding == "colour":
         if len(bands) != 3:
             raise SceneFormatError(
@@ -98,7 +97,8 @@ def read_layer(path: Path, window: Window | None = None) -> Tensor:
         SceneNotFoundError: there is no such file.
         SceneFormatError: it is unreadable.
     """
-    bands, _ = _stored(path, None, window)
+    bands, known = _stored(path, None, window)
+    bands = np.where(known, bands, 0)
     ids, unknown = _two_classes(torch.from_numpy(bands.max(axis=0).astype(np.int64)), path, None, window)
     return ids.bool() & ~unknown
 
@@ -129,8 +129,12 @@ def _stores_ids(path: Path, key: str | None, _changed: int) -> bool:
     return ones
 
 
-def _stored(path: Path, key: str | None, window: Window | None) -> tuple[np.ndarray[Any, Any], float | None]:
-    bands, nodata = (read_hdf5(path, key, window), None) if path.suffix.lower() in HDF5_SUFFIXES else read_mask_bands(path, window)
+def _stored(path: Path, key: str | None, window: Window | None) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    if path.suffix.lower() in HDF5_SUFFIXES:
+        bands = read_hdf5(path, key, window)
+        known = ~np.isnan(bands).any(axis=0) if bands.dtype.kind in "fc" else np.ones(bands.shape[1:], bool)
+    else:
+        bands, known = read_mask_bands(path, window)
     if bands.dtype.kind not in "biuf":
         raise SceneFormatError(f"Expected a real mask in '{path}', but got {bands.dtype}. Store class ids as integers.")
-    return bands, nodata
+    return bands, known

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,10 +12,12 @@ from torch.nn import functional as F
 from anomseg.data.class_masks import file_shape, read_class_ids
 from anomseg.data.hdf5_io import HDF5_SUFFIXES, read_hdf5
 from anomseg.data.industrial_layouts import GOOD, IndustrialFile, IndustrialLayout
+from anomseg.data.picture_io import check_picture
 from anomseg.data.raster_io import read_raster
 from anomseg.data.scene import Scene
 from anomseg.data.scene_datamodule import SceneFacts
 from anomseg.errors import SceneFormatError
+from anomseg.functional.regions import label_regions
 from anomseg.functional.windows import Window
 from anomseg.sample import ANOMALY, IGNORE, NORMAL
 
@@ -73,9 +74,10 @@ class IndustrialImage:
 
         Raises:
             ValueError: the mask has another size than the image.
-            SceneFormatError: a file is unreadable, or the image is a PNG file of a palette.
+            SceneFormatError: a file is unreadable, or see `check_picture`.
         """
-        _check_no_palette(self.file.path)
+        if self.file.path.suffix.lower() not in HDF5_SUFFIXES:
+            check_picture(self.file.path)
         shape = file_shape(self.file.path)
         if self.file.mask is not None and (found := file_shape(self.file.mask)[1:]) != shape[1:]:
             raise ValueError(
@@ -88,17 +90,20 @@ class IndustrialImage:
         """Read the truth at the size of the file.
 
         Returns:
-            (H, W) int64: 0 where the image is normal, 255 everywhere where it is not and no pixel is marked, so that nobody knows where.
+            (H, W) int64: of a normal image 0, and 255 where its mask says so, if it has one; of another one what its mask says, and 255
+            everywhere where no pixel is marked, so that nobody knows where.
 
         Raises:
             SceneFormatError: the mask is unreadable or holds a class that the layout does not know.
         """
-        if self.file.mask is None or self.file.defect == GOOD:
+        if self.file.mask is None:
             size = self.shape[1:] if self.window is None else self.window[2:]
             return torch.full(size, NORMAL if self.file.defect == GOOD else IGNORE)
         layout = self.layout
         ids = read_class_ids(self.file.mask, layout.table, layout.encoding, window=self.window)
         mask = layout.classes.mask(ids, layout.table)
+        if self.file.defect == GOOD:  # of a patch, the mask itself says what little of it is not
+            return mask if self.window is not None else mask.masked_fill(mask == ANOMALY, NORMAL)
         unknown = self.file.defect is not None and not bool((mask == ANOMALY).any())
         return torch.full_like(mask, IGNORE) if unknown else mask
 
@@ -132,14 +137,6 @@ class IndustrialImage:
                 raise SceneFormatError(f"Expected bands 0 to {len(image) - 1} of '{path}', but got {max(self.bands)} in bands=.")
             image = image[list(self.bands)]
         return image if bool(finite.all()) else torch.where(finite, image, torch.nan)
-
-
-def _check_no_palette(path: Path) -> None:
-    """Find PNG files whose pixels are indices of a palette, which would be taken for grey values; masks may be such files."""
-    if path.suffix.lower() == ".png" and path.is_file():
-        with path.open("rb") as file:
-            if file.read(26)[25:] == b"\x03":
-                raise SceneFormatError(f"Expected grey values or colours in '{path}', but got indices of a palette. Convert it to RGB.")
 
 
 def check_image_size(size: ImageSize) -> None:
@@ -198,7 +195,7 @@ def scaled_image(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def scaled_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Scale a mask by its nearest pixels; a defect too small to be hit by them takes the pixels that it touches.
+    """Scale a mask by its nearest pixels; a region of defect that none of them hits takes the pixels that it touches.
 
     Args:
         mask: (H, W) int64 of 0, 1, 255.
@@ -208,7 +205,9 @@ def scaled_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
         (*size) int64 of 0, 1, 255.
     """
     scaled = F.interpolate(mask[None, None].double(), size, mode="nearest-exact")[0, 0].long()
-    if bool((mask == ANOMALY).any()) and not bool((scaled == ANOMALY).any()):
-        touched = F.adaptive_max_pool2d((mask == ANOMALY).float()[None], size)[0] > 0
+    regions, count = label_regions(mask == ANOMALY)
+    hit = F.interpolate(regions[None, None].double(), size, mode="nearest-exact")[0, 0].long()
+    for number in sorted(set(range(1, count + 1)) - set(torch.unique(hit).tolist())):  # cost: one pass for each region that was missed
+        touched = F.adaptive_max_pool2d((regions == number).float()[None], size)[0] > 0
         scaled[touched] = ANOMALY
     return scaled

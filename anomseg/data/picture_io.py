@@ -1,4 +1,4 @@
-"""Read pictures with their alpha channel, and fill polygons, for the objects that are pasted into frames."""
+"""Read pictures with their alpha channel, check that they are stored as they are shown, and fill polygons."""
 
 from __future__ import annotations
 
@@ -11,6 +11,27 @@ from torch import Tensor
 
 from anomseg.data.raster_io import opened_raster
 from anomseg.errors import SceneFormatError
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a picture whose stored pixels are not what a viewer shows.
+
+    Raises:
+        SceneNotFoundError: the file is missing.
+        SceneFormatError: the file is no raster, its values are indices of a palette of colours, or its EXIF entry turns it.
+    """
+    from rasterio.enums import ColorInterp
+
+    with opened_raster(path) as dataset:
+        turned = dataset.tags().get("EXIF_Orientation", "1").strip()
+        table = dataset.colormap(1) if dataset.colorinterp[0] == ColorInterp.palette else {}
+    if any(tuple(colour[:3]) != (index,) * 3 for index, colour in table.items()):
+        raise SceneFormatError(f"Expected grey values or colours in '{path}', but got indices of a palette. Convert it to RGB.")
+    if turned not in ("0", "1"):
+        raise SceneFormatError(
+            f"Expected the pixels of '{path}' as they are shown, but its EXIF orientation is {turned}: a viewer turns it, and a mask drawn "
+            "on what it shows would not fit. Save it upright (PIL.ImageOps.exif_transpose)."
+        )
 
 
 def read_picture(path: Path) -> Tensor:

@@ -51,7 +51,28 @@ class Grid:
             return False
         if not (self.is_georeferenced and other.is_georeferenced):
             return True
-        return _same_crs(self.crs, other.crs) and self._near(other)
+        return _same_crs(self.crs, other.crs) and _near(self, other)
+
+    def check_place(self, other: Grid, path: str | Path, first: str | Path) -> None:
+        """Refuse another grid of this one's size that lies elsewhere, where a coordinate system is missing that would align them.
+
+        Args:
+            other: the grid.
+            path: of its file, for the message.
+            first: of this one's file.
+
+        Raises:
+            ValueError: both have a transform, these differ, and one of them has no coordinate reference system.
+        """
+        aligned = self.is_georeferenced and other.is_georeferenced
+        if aligned or self.size != other.size or self.transform is None or other.transform is None or _near(self, other):
+            return
+        lacking = " and ".join(f"'{name}'" for name, grid in ((first, self), (path, other)) if grid.crs is None)
+        raise ValueError(
+            f"Expected '{path}' on the pixels of '{first}', but their transforms differ ({_rounded(other.transform)} and "
+            f"{_rounded(self.transform)}), and without a CRS in {lacking} they cannot be aligned. Give each file its CRS, or remove the "
+            "transforms if the pixels do correspond."
+        )
 
     def affine(self) -> Any:
         """Give the pixel-to-map transform as rasterio's object.
@@ -67,13 +88,18 @@ class Grid:
             )
         return rasterio.Affine(*self.transform)
 
-    def _near(self, other: Grid) -> bool:
-        coefficients = tuple(self.affine())[:6]
-        a, b, _, d, e, _ = coefficients
-        pixel = min(math.hypot(a, d), math.hypot(b, e))
-        (height, width), differences = self.size, np.subtract(tuple(other.affine())[:6], coefficients)
-        reach = np.array([width, height, 1.0, width, height, 1.0])  # a difference in scale grows towards the far corner
-        return bool((np.abs(differences) * reach).max() <= _NEAR * pixel)
+
+def _near(grid: Grid, other: Grid) -> bool:
+    coefficients, differences = np.array(grid.transform), np.subtract(other.transform or (), grid.transform or ())
+    a, b, _, d, e, _ = coefficients
+    pixel = min(math.hypot(a, d), math.hypot(b, e))
+    height, width = grid.size
+    reach = np.array([width, height, 1.0, width, height, 1.0])  # a difference in scale grows towards the far corner
+    return bool((np.abs(differences) * reach).max() <= _NEAR * pixel)
+
+
+def _rounded(transform: Transform) -> tuple[float, ...]:
+    return tuple(float(f"{value:.8g}") for value in transform)
 
 
 def grid_of(path: Path) -> tuple[Grid, np.dtype[Any]]:

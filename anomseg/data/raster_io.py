@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from anomseg.data.raster_length import check_end, check_length
 from anomseg.errors import SceneFormatError, SceneNotFoundError
 from anomseg.functional.windows import Window
 
 ENVI_DATA_SUFFIXES = ("", ".img", ".dat", ".bil", ".bip", ".bsq", ".raw")
 Transform = tuple[float, float, float, float, float, float]
 # Nanometres in one unit; other units (wavenumber, index, GHz) are no wavelength.
-_PNG_TAIL = 4096  # bytes in which a PNG file must end; some programs write a little more after it
 _NANOMETRES = {"nanometers": 1.0, "nanometer": 1.0, "nm": 1.0, "micrometers": 1e3, "micrometer": 1e3, "um": 1e3, "μm": 1e3, "microns": 1e3}
 
 
@@ -110,17 +110,14 @@ def read_raster_mask(path: Path) -> np.ndarray[Any, Any]:
         SceneNotFoundError: the file is missing.
         SceneFormatError: the file is cut short or no raster.
     """
-    bands, nodata = read_mask_bands(path)
+    bands, known = read_mask_bands(path)
     values = bands.max(axis=0)
     if values.dtype.kind == "c":
         raise SceneFormatError(f"Expected a real truth map in '{path}', but got {values.dtype}. Store 0, 1 and 255 as integers.")
-    mask: np.ndarray[Any, Any] = values.astype(np.float32)
-    if nodata:
-        mask[values == nodata] = np.nan
-    return mask
+    return np.where(known, values, np.nan).astype(np.float32)
 
 
-def read_mask_bands(path: Path, window: Window | None = None) -> tuple[np.ndarray[Any, Any], float | None]:
+def read_mask_bands(path: Path, window: Window | None = None) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Read the stored values of a truth map: class ids, grey values or colours.
 
     Args:
@@ -128,14 +125,29 @@ def read_mask_bands(path: Path, window: Window | None = None) -> tuple[np.ndarra
         window: (row, column, height, width) in pixels; None reads all.
 
     Returns:
-        (C, H, W) in the stored dtype, alpha left out, and the file's no-data value or None.
+        (C, H, W) in the stored dtype, alpha left out, and (H, W) bool: where the map says something. It does not where its no-data value
+        stands in all bands (unless that is 0, as which masks commonly declare their background), a value is NaN, or a mask of the data set
+        hides it.
 
     Raises:
         SceneNotFoundError: the file is missing.
         SceneFormatError: the file is cut short or no raster.
     """
     with opened_raster(path) as dataset:
-        return dataset.read(_colour_bands(dataset), window=_part(window)), dataset.nodata
+        bands, nodata = dataset.read(_colour_bands(dataset), window=_part(window)), dataset.nodata
+        known = ~np.isnan(bands).any(axis=0) if bands.dtype.kind in "fc" else np.ones(bands.shape[1:], bool)
+        if nodata:  # NaN finds nothing here
+            known &= ~(bands == nodata).all(axis=0)
+        if _has_mask(dataset):
+            known &= dataset.read_masks(1, window=_part(window)) > 0
+        return bands, known
+
+
+def _has_mask(dataset: Any) -> bool:
+    from rasterio.enums import MaskFlags
+
+    flags = set(dataset.mask_flag_enums[0])
+    return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
 
 
 def _part(window: Window | None) -> Any:
@@ -253,9 +265,9 @@ def opened_raster(path: Path) -> Iterator[Any]:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(data) as dataset:
                 if dataset.driver == "ENVI":
-                    _check_length(dataset, data)
+                    check_length(dataset, data)
                 if dataset.driver == "PNG":
-                    _check_end(data)
+                    check_end(data)
                 yield dataset
     except RasterioError as error:
         # GDAL recognises raw ENVI data by its header alone, so a missing header reads as an unknown format.
@@ -264,30 +276,6 @@ def opened_raster(path: Path) -> Iterator[Any]:
             f"Expected a readable raster at '{data}' ({data.stat().st_size} bytes), but reading failed with "
             f"{type(error).__name__}: {error}. Is it cut short?{lost}"
         ) from error
-
-
-def _check_length(dataset: Any, data: Path) -> None:
-    # GDAL reads zeros past the end of raw data without a word, so a cut file would pass for a dark one.
-    envi = dataset.tags(ns="ENVI")
-    if envi.get("file_compression", "0").strip() != "0":
-        return
-    pixels = dataset.count * dataset.height * dataset.width
-    expected = int(envi.get("header_offset", 0)) + pixels * np.dtype(dataset.dtypes[0]).itemsize
-    found = data.stat().st_size
-    if found < expected:
-        raise SceneFormatError(
-            f"Expected {expected} bytes in '{data}' for {dataset.count} bands of {dataset.height}x{dataset.width} {dataset.dtypes[0]}, "
-            f"but got {found}. The file is cut short, or its header belongs to another: copy both again."
-        )
-
-
-def _check_end(data: Path) -> None:
-    # Of a PNG file that is cut short GDAL reads the missing rows as anything, without a word as well.
-    size = data.stat().st_size
-    with data.open("rb") as file:
-        file.seek(max(0, size - _PNG_TAIL))
-        if b"IEND" not in file.read():
-            raise SceneFormatError(f"Expected a PNG file with its end in '{data}' ({size} bytes), but it is cut short. Copy it again.")
 
 
 def _colour_bands(dataset: Any) -> list[int]:

@@ -8,6 +8,21 @@ from torch import Tensor
 from anomseg.sample import ANOMALY
 
 
+def label_regions(marked: Tensor) -> tuple[Tensor, int]:
+    """Number the 8-connected regions of one map.
+
+    Args:
+        marked: (H, W) bool.
+
+    Returns:
+        (H, W) int64 on the CPU, 0 outside of regions, and how many there are.
+    """
+    from scipy.ndimage import label
+
+    numbers, count = label(marked.cpu().numpy(), structure=torch.ones(3, 3).numpy())
+    return torch.from_numpy(numbers).long(), int(count)
+
+
 def region_weights(mask: Tensor) -> Tensor:
     """Weigh each anomalous pixel by 1 / (size of its 8-connected region), so that every region weighs 1.
 
@@ -19,12 +34,10 @@ def region_weights(mask: Tensor) -> Tensor:
         float64 sums of them are exact and do not depend on their order. Regions are labelled on the CPU: linear in the pixels of the
         samples that hold an anomaly.
     """
-    from scipy.ndimage import label
-
     weights = []
     for sample in (mask == ANOMALY).cpu():
         if not bool(sample.any()):
             continue
-        regions = torch.from_numpy(label(sample.numpy(), structure=torch.ones(3, 3).numpy())[0])[sample].long()
+        regions = label_regions(sample)[0][sample]
         weights.append(((2.0**40 / torch.bincount(regions).double()).round() / 2.0**40).float()[regions])
     return torch.cat(weights).to(mask.device) if weights else torch.empty(0, device=mask.device)

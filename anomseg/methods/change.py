@@ -18,7 +18,7 @@ from anomseg.functional.score_curves import f1_max
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.change_training import ChangeTraining, CollapseWatch, deep_loss, open_truth
 from anomseg.methods.svdd_inputs import channel_statistics
-from anomseg.methods.training_data import gathered_objects, training_batches
+from anomseg.methods.training_data import counted_pixels, gathered_objects, training_batches
 from anomseg.metrics.change import ChangeConfusion
 from anomseg.metrics.scene_metrics import SceneMetrics, all_metrics
 from anomseg.nets.change_heads import ChangeOutput, upsampled
@@ -95,7 +95,7 @@ class ChangeSegmenter(AnomalySegmenter):
     def on_train_start(self) -> None:
         """Take the statistics of the bands, and the share of change, from the training pairs; a resumed training keeps its own."""
         if not bool(self.std.any()):
-            pairs = ((b["image"].flatten(0, 1), finite_pixels(b["image"]).repeat_interleave(2, 0)) for b in self._training_pairs())
+            pairs = ((b["image"].flatten(0, 1), counted_pixels(b).repeat_interleave(2, 0)) for b in self._training_pairs())
             self.mean, self.std = (value.to(self.device) for value in channel_statistics(pairs, self.in_channels))
             cast(Any, self.net).set_prior(self.recipe.prior or self._change_share())
 

@@ -38,6 +38,15 @@ class Difference(AnomalySegmenter):
         return (image[:, 1] - image[:, 0]).nan_to_num().abs().mean(1)
 
 
+class Plain(AnomalySegmenter):
+    """Score by the difference of the dates, pixel by pixel."""
+
+    learns = False
+
+    def score(self, image):
+        return (image[:, 1] - image[:, 0]).abs().mean(1)
+
+
 def planes(name, size=(40, 48)):
     rng = np.random.default_rng(NAMES.index(name))
     before = rng.integers(20, 60, (*size, 3))
@@ -219,6 +228,8 @@ def test_change_data__says_what_is_wrong(root):
         module(root, bands=[-1])
     with pytest.raises(ValueError, match="anomaly_share"):
         module(root, anomaly_share=2.0)
+    with pytest.raises(ValueError, match=r"two factors in scale=.*got \(2.0,\)"):
+        module(root, scale=(2.0,))
     with pytest.raises(SceneNotFoundError, match="nowhere"):
         module(root / "nowhere", layout="a_b_label").setup("fit")
     (root / "B" / "x1.png").unlink()
@@ -260,3 +271,29 @@ def test_change_data__finds_the_layout_of_real_samples(folder, count, shape):
         assert shape is None or batch["image"].shape[2:] == shape
         assert set(batch["mask"].unique().tolist()) <= {0, 1}
     assert 0.05 < float(torch.stack([(batch["mask"] == 1).float().mean() for batch in batches]).mean()) < 0.4
+
+
+def test_predict__serves_a_test_folder_without_labels(tmp_path):
+    for part, names in (("train", NAMES[:2]), ("val", NAMES[2:3]), ("test", NAMES[3:5])):
+        for name in names:
+            for folder, plane in zip(("A", "B", "label"), planes(name), strict=True):
+                if (part, folder) != ("test", "label"):
+                    (tmp_path / part / folder).mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(plane).save(tmp_path / part / folder / f"{name}.png")
+    data = ChangeDataModule(tmp_path)
+    data.setup("predict")
+    assert [batch["name"] for batch in data.predict_dataloader()] == [["y1"], ["y2"]]
+    with pytest.raises(SceneNotFoundError, match="mask"):
+        data.setup("test")
+
+
+def test_test__counts_each_pixel_once_whatever_the_tile(root, tmp_path):
+    found = []
+    for tile, overlap in ((None, 0), (16, 0), (16, 5)):
+        data = ChangeDataModule(root, split=GroupSplit("^.", test=("y",), val=("z",)), tile=tile, overlap=overlap)
+        trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=1)
+        method = Plain()
+        trainer.fit(method, data)
+        figures = trainer.test(method, data, verbose=False)[0]
+        found.append([figures[name] for name in ("test_auroc", "test_ap", "test_fpr95")])
+    assert found[0] == found[1] == found[2]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 
 from anomseg.data.change_folders import PairFiles
@@ -187,3 +188,38 @@ def test_change_pair__finds_the_shift_of_a_real_board():
     differ = [(scene.image[0] != scene.image[1])[0] for scene in (raw, moved)]
     assert bool(differ[0][raw.mask == 1].all())  # the truth are differing pixels inside of boxes
     assert int(differ[1].sum()) < 0.35 * int(differ[0].sum())
+
+
+def test_pair__of_one_size_at_two_places_without_a_coordinate_system_is_refused(tmp_path):
+    before = save(tmp_path / "b.tif", values(0), 500000.0, crs=None)
+    for crs in (None, CRS):
+        after = save(tmp_path / "a.tif", values(1), 500100.0, crs=crs)
+        with pytest.raises(ValueError, match=r"a\.tif' on the pixels of .*b\.tif', but their transforms differ .*CRS"):
+            pair(before, after)
+    same = pair(before, save(tmp_path / "a.tif", values(1), 500000.0, crs=CRS))
+    assert same.size == (20, 24)
+    mask = save(tmp_path / "m.tif", values(2, bands=1) % 2, 500100.0, crs=None)
+    with pytest.raises(ValueError, match=r"m\.tif' on the pixels of"):
+        pair(before, tmp_path / "a.tif", mask)
+
+
+def test_pair__of_palette_pictures_is_refused(tmp_path):
+    paths = [tmp_path / "b.png", tmp_path / "a.png"]
+    for seed, path in enumerate(paths):
+        Image.fromarray(values(seed, bands=3).transpose(1, 2, 0)).quantize(16).save(path)
+    with pytest.raises(SceneFormatError, match="palette"):
+        pair(*paths)
+
+
+def test_block__is_prepared_as_the_whole_pair(tmp_path):
+    ground = np.random.default_rng(0).integers(0, 255, (1, 80, 80)).astype(np.uint8)
+    ground[:, 40:, 40:] = 100  # a block that tells no shift
+    before, after = (
+        save(tmp_path / f"{name}.tif", plane, 500000.0) for name, plane in (("b", ground), ("a", np.roll(ground, (2, 3), (1, 2))))
+    )
+    whole = pair(before, after, prepare=(GlobalShift(6),))
+    image, scene = whole().image, whole.block((40, 40, 40, 40))()
+    assert torch.equal(scene.image, image[..., 40:, 40:])
+    assert scene.transform == (10.0, 0.0, 500400.0, 0.0, -10.0, 4999600.0)
+    part = whole.block((40, 40, 40, 40)).part((5, 6, 20, 21))
+    assert torch.equal(part.image, image[..., 45:65, 46:67])

@@ -4,7 +4,7 @@ from PIL import Image
 
 from anomseg.data.change_folders import ChangeLayout, PairFiles
 from anomseg.data.change_pairs import PairReading
-from anomseg.data.change_parts import PairSource, measured_pairs, shared_pairs, usable_pairs
+from anomseg.data.change_parts import PairSource, measured_pairs, served_pairs, shared_pairs, usable_pairs
 from anomseg.data.group_split import GroupSplit
 from anomseg.data.image_split import NameSplit, ShareSplit
 from anomseg.errors import SceneNotFoundError
@@ -111,3 +111,33 @@ def test_parts__say_what_is_wrong(root):
     only = [pair for pair in PairSource(root).found()[""] if pair.name == "x1"]
     with pytest.raises(ValueError, match="Expected an unchanged pixel in the 1 pairs of 'train'"):
         usable_pairs(only, "train")
+
+
+def test_measured_pairs__let_255_mean_one_thing(root):
+    for name in NAMES:
+        truth = np.zeros((20, 24), np.uint8)
+        truth[:3] = 255
+        truth[10, 10] = name == "x1"
+        Image.fromarray(truth).save(root / "label" / f"{name}.png")
+    with pytest.warns(UserWarning, match=r"4 of 5 pairs have masks of 0 and 255 alone.*unknown.*threshold=0"):
+        pairs = measured_pairs(PairSource(root).found()[""])
+    for pair in pairs:
+        assert bool((pair.truth()[:3] == 255).all())
+        assert int((pair.truth() == 1).sum()) == int(pair.name == "x1")
+    changed = measured_pairs(PairSource(root, threshold=0).found()[""])
+    assert {int((pair.truth() == 1).sum()) for pair in changed} == {72, 73}
+
+
+def test_measured_pairs__read_black_masks_as_unchanged_beside_either_coding(root):
+    Image.fromarray(np.zeros((20, 24), np.uint8)).save(root / "label" / "z1.png")
+    pairs = {pair.name: pair.truth() for pair in measured_pairs(PairSource(root).found()[""])}
+    assert not bool(pairs["z1"].any())
+    assert int((pairs["x1"] == 1).sum()) == 4
+
+
+def test_served_pairs__need_a_pair_but_no_truth(root):
+    for path in (root / "label").iterdir():
+        path.unlink()
+    assert len(served_pairs(PairSource(root, "a_b_label").found()[""])) == 5
+    with pytest.raises(ValueError, match=r"Expected pairs to predict.*predict_root="):
+        served_pairs([])

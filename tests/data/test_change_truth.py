@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import rasterio
 import torch
 from PIL import Image
 
@@ -109,3 +110,15 @@ def test_truth__is_cut_to_the_pixels_of_the_pair(tmp_path):
 def test_truth__refuses_masks_of_other_images(tmp_path):
     with pytest.raises(ValueError, match=r"12 x 14 pixels in '.*m\.png' as in 'b\.tif', but got 5 x 5"):
         read(save(tmp_path / "m.png", PLANE[:5, :5]))
+
+
+def test_truth__knows_nothing_where_a_float_mask_holds_nan(tmp_path):
+    values = np.where(PLANE, 1.0, 0.0).astype(np.float32)
+    values[9:] = np.nan
+    profile = {"driver": "GTiff", "count": 1, "height": 12, "width": 14, "dtype": "float32", "nodata": np.nan}
+    with rasterio.open(tmp_path / "m.tif", "w", **profile) as file:
+        file.write(values[None])
+    for reading in (None, TruthReading(threshold=0.5)):
+        mask = read(tmp_path / "m.tif", reading)
+        assert bool((mask[9:] == 255).all())
+        assert torch.equal(mask[:9], expected()[:9])

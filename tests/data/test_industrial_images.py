@@ -189,3 +189,23 @@ def test_scaled_image__is_not_touched_by_pixels_without_data():
     assert bool(scaled[:, :, :2].isnan().all())
     torch.testing.assert_close(scaled[:, :, 2:], plain[:, :, 2:])
     torch.testing.assert_close(scaled_image(first, (16, 16)).mean((1, 2)), first.mean((1, 2)), atol=0.02, rtol=0)
+
+
+def test_scaled_mask__keeps_each_region_that_no_pixel_hits():
+    mask = torch.zeros(256, 256, dtype=torch.int64)
+    mask[20:80, 20:80], mask[201:203, 201:203] = 1, 1
+    scaled = scaled_mask(mask, (64, 64))
+    assert int((scaled[45:, 45:] == 1).sum()) == 1
+    assert torch.equal(scaled[:45, :45], scaled_mask(mask * (torch.arange(256) < 100), (64, 64))[:45, :45])
+
+
+def test_truth__of_a_normal_image_keeps_what_its_mask_ignores(tmp_path):
+    mask = np.zeros((10, 12), np.uint8)
+    mask[:, :3], mask[4, 8] = 255, 1
+    layout = replace(LAYOUT, encoding="index")
+    truth = image(tmp_path, grey(), mask, layout=layout).truth()
+    assert bool((truth[:, :3] == 255).all())
+    assert not bool(truth[:, 3:].any())
+    patch = image(tmp_path, grey(), mask, layout=layout, window=(2, 2, 4, 8)).truth()
+    assert patch[:, 0].tolist() == [255] * 4
+    assert int((patch == 1).sum()) == 1  # the mask says what little of a normal patch is not

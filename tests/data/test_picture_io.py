@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anomseg.data.picture_io import rasterised, read_picture
+from anomseg.data.picture_io import check_picture, rasterised, read_picture
 from anomseg.errors import SceneFormatError, SceneNotFoundError
 
 
@@ -34,3 +34,24 @@ def test_rasterised__fills_the_union_of_polygons():
     expected = torch.zeros(10, 12, dtype=torch.bool)
     expected[1:4, 1:5] = expected[6:8, 6:8] = True
     assert torch.equal(filled, expected)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
+def test_check_picture__refuses_indices_of_colours_but_not_of_greys(tmp_path, suffix):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 9, 3), dtype=np.uint8)).quantize(8)
+    picture.save(tmp_path / f"a.{suffix}")
+    with pytest.raises(SceneFormatError, match=r"colours in .*a\..* indices of a palette.*RGB"):
+        check_picture(tmp_path / f"a.{suffix}")
+    Image.fromarray(np.arange(72, dtype=np.uint8).reshape(8, 9)).save(tmp_path / f"b.{suffix}")
+    check_picture(tmp_path / f"b.{suffix}")
+
+
+def test_check_picture__refuses_what_a_viewer_turns(tmp_path):
+    picture = Image.fromarray(np.zeros((8, 9, 3), np.uint8))
+    for orientation in (1, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        picture.save(tmp_path / f"{orientation}.jpg", exif=exif)
+    check_picture(tmp_path / "1.jpg")
+    with pytest.raises(SceneFormatError, match=r"6\.jpg.* EXIF orientation is 6.*upright"):
+        check_picture(tmp_path / "6.jpg")

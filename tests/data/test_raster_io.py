@@ -8,7 +8,15 @@ from PIL import Image
 from rasterio.enums import ColorInterp
 from spectral.io import envi
 
-from anomseg.data.raster_io import envi_data, envi_header, raster_shape, read_mask_bands, read_raster, read_raster_mask, write_geotiff
+from anomseg.data.raster_io import (
+    envi_data,
+    envi_header,
+    raster_shape,
+    read_mask_bands,
+    read_raster,
+    read_raster_mask,
+    write_geotiff,
+)
 from anomseg.errors import SceneFormatError, SceneNotFoundError
 
 CUBE = (np.arange(4 * 5 * 3, dtype=np.int16).reshape(4, 5, 3) - 7).copy()
@@ -214,7 +222,6 @@ def test_read_raster__reads_a_window_with_its_own_place(tmp_path):
     np.testing.assert_array_equal(part.valid, whole.valid[1:4, 2:4])
     assert part.transform == (30.0, 0.0, 500060.0, 0.0, -30.0, 4599970.0)
     np.testing.assert_array_equal(read_mask_bands(path, (1, 2, 3, 2))[0], bands[:, 1:4, 2:4])
-    assert read_mask_bands(path)[1] == -9999
 
 
 def test_raster_shape__is_that_of_what_is_read(tmp_path):
@@ -224,3 +231,14 @@ def test_raster_shape__is_that_of_what_is_read(tmp_path):
     ):
         assert raster_shape(path) == read_raster(path).image.shape
     assert read_raster(tmp_path / "a.tif", (0, 0, 2, 2)).transform is None
+
+
+def test_read_mask_bands__tells_what_the_map_does_not_say(tmp_path):
+    values = np.array([[[0.0, 1, np.nan, 7]]], np.float32)
+    assert read_mask_bands(save_tif(tmp_path / "a.tif", values, nodata=7))[1].tolist() == [[True, True, False, False]]
+    assert read_mask_bands(save_tif(tmp_path / "b.tif", values, nodata=0))[1].tolist() == [[True, True, False, True]]
+    path = save_tif(tmp_path / "c.tif", np.array([[[0, 1, 1]]], np.uint8))
+    with rasterio.open(path, "r+") as file:
+        file.write_mask(np.array([[255, 255, 0]], np.uint8))
+    assert read_mask_bands(path)[1].tolist() == [[True, True, False]]
+    assert read_mask_bands(path, (0, 1, 1, 2))[1].tolist() == [[True, False]]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from anomseg.functional.regions import region_weights
+from anomseg.functional.regions import label_regions, region_weights
 
 
 def test_region_weights__join_diagonal_neighbours():
@@ -35,3 +35,11 @@ def test_region_weights__of_no_region_are_empty():
 
 def test_region_weights__takes_bool_masks():
     assert region_weights(torch.tensor([[[True, True, False, True]]])).tolist() == [0.5, 0.5, 1.0]
+
+
+def test_label_regions__numbers_what_touches_at_a_corner_as_one():
+    marked = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 1]]).bool()
+    numbers, count = label_regions(marked)
+    assert count == 3
+    assert numbers[0, 0] == numbers[1, 1] > 0
+    assert torch.equal(numbers > 0, marked)

@@ -64,6 +64,34 @@ def pairs(size=(24, 20), batch=2, bands=3):
     return torch.rand(batch, 2, bands, *size, generator=torch.Generator().manual_seed(1))
 
 
+def test_change_map__is_that_of_evaluation_also_right_after_training(tmp_path):
+    method, loop, data = SiameseUNet(spec=SiameseUNetSpec(width=4, levels=2, norm="batch")), trainer(tmp_path), Pairs()
+    loop.fit(method, data)
+    loop.test(method, data, verbose=False)
+    assert method.training
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    image = torch.stack([sample["image"] for sample in data.samples[:2]])
+    score = method.score_map(image)
+    found = method.change_map(image)
+    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+    assert method.training
+    assert torch.equal(score, method.eval().score_map(image))
+    assert torch.equal(found, method.change_map(image))
+
+
+def test_statistics__leave_out_what_the_mask_ignores(tmp_path):
+    found = []
+    for offset in (0.0, 5000.0):
+        data, method = Pairs(), unet()
+        for sample in data.samples:
+            sample["mask"][16:] = 255
+            sample["image"][..., 16:, :] += offset
+        trainer(tmp_path).fit(method, data)
+        found.append(torch.cat([method.mean, method.std]))
+    assert torch.equal(*found)
+    assert bool((found[0] < 1).all())
+
+
 @pytest.mark.parametrize("make", [mamba, unet])
 @pytest.mark.parametrize("gate", [None, 0.5])
 def test_method__fits_tests_predicts_and_reloads(tmp_path, make, gate):

@@ -141,3 +141,11 @@ def test_irmad__maps_two_orthophotos_of_different_extent_into_one_georeferenced_
         assert heat.crs.to_epsg() == 26914
         values = heat.read(1)
     assert 0 <= values.min() < values.max() <= 1
+
+
+def test_irmad__scores_a_window_without_common_data_as_nothing():
+    image = pairs()
+    image[0, 0, :, :, : image.shape[-1] // 2], image[0, 1, :, :, image.shape[-1] // 2 :] = torch.nan, torch.nan
+    score = IRMAD().score_map(image)
+    assert bool((score[0] == 0).all())
+    assert torch.equal(score[1:], IRMAD().score_map(image[1:]))
