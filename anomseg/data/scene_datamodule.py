@@ -227,7 +227,8 @@ class SceneDataModule(L.LightningDataModule, ABC):
         loaders = self._checked(stage)
         sizes = [self._facts[load].size for load in loaders]
         held = self.cache_bytes // max(1, self.num_workers)  # each worker holds scenes of its own
-        return SceneDataset(loaders, self.tile if tiled else None, self.overlap if tiled else 0, rule, sizes, held)
+        once = stage in ("val", "test")  # figures count every pixel once; training and maps want whole tiles
+        return SceneDataset(loaders, self.tile if tiled else None, self.overlap if tiled else 0, rule, sizes, held, count_once=once)
 
     def _checked(self, stage: Stage) -> list[SceneLoader]:
         if stage not in self._of_stage:

@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 
 from anomseg.data.read_scene import read_scene
 from anomseg.data.scene import Scene
-from anomseg.functional.windows import Window, random_blocks, tile_windows
-from anomseg.sample import IGNORE, NORMAL, finite_pixels
+from anomseg.functional.windows import Window, random_blocks, tile_cores, tile_windows
+from anomseg.sample import ANOMALY, IGNORE, NORMAL, finite_pixels
 
 SceneLoader = Callable[[], Scene]
 MaskRule = Callable[[Tensor | None, tuple[int, int]], Tensor]
@@ -122,6 +122,7 @@ class SceneDataset(Dataset[dict[str, Any]]):
         mask_rule: MaskRule = full_mask,
         sizes: Sequence[tuple[int, int]] | None = None,
         cache_bytes: int = 2**29,
+        count_once: bool = False,
     ) -> None:
         """Store the scenes and, if tiled, plan their windows.
 
@@ -132,6 +133,8 @@ class SceneDataset(Dataset[dict[str, Any]]):
             mask_rule: picks the truth that counts, from the whole scene's mask and size.
             sizes: (height, width) of each scene in pixels; by default each scene is read once if tiled.
             cache_bytes: images kept in memory, in bytes; the latest scene is always kept.
+            count_once: whether the truth of a pixel that tiles share is kept in one of them alone, and 255 in the others: figures then
+                count every pixel once. The last tile of an axis overlaps its neighbour wherever the side is no multiple of the tile.
 
         Raises:
             ValueError: there is no scene, ``sizes`` has another length, or the overlap is not smaller than the tile.
@@ -153,9 +156,11 @@ class SceneDataset(Dataset[dict[str, Any]]):
         partial_scenes = [scene for scene in self.scenes if isinstance(scene, PartialScene)]
         self._reads_parts = len(partial_scenes) == len(self.scenes) and sum(s.nbytes for s in partial_scenes) > cache_bytes
         self.windows: list[tuple[int, Window]] | None = None
+        self._cores: list[Window] = []
         if tile is not None:
             known = sizes or [self._scene(index)[0].size for index in range(len(scenes))]
             self.windows = [(index, window) for index, size in enumerate(known) for window in tile_windows(size, tile, overlap)]
+            self._cores = [core for size in known for core in tile_cores(size, tile, overlap)] if count_once else []
 
     @property
     def groups(self) -> list[int]:
@@ -180,15 +185,26 @@ class SceneDataset(Dataset[dict[str, Any]]):
 
         Returns:
             ``image`` (C, h, w) or (2, C, h, w) float32, ``mask`` (h, w) int64 with 255 where there is no data, ``label`` (h, w) int64 if
-            the scene has classes, ``image_label`` () int64, that of the whole scene, if it has one, and the metadata of the batch
-            contract, all without the batch axis. Tensors are copies.
+            the scene has classes, ``image_label`` () int64 if the scene has one (that of a tile: 1 where an anomaly lies in it, else 0, or
+            255 where an anomalous scene does not say), and the metadata of the batch contract, all without the batch axis. Tensors are
+            copies.
 
         Raises:
             IndexError: there is no such sample.
         """
         index = range(len(self))[index]
         which, window = (index, None) if self.windows is None else self.windows[index]
-        return self.cut(which, window)
+        sample = self.cut(which, window)
+        if window is None:
+            return sample
+        part = _within(self._cores[index], window) if self._cores else (slice(None), slice(None))
+        if "image_label" in sample:
+            sample["image_label"] = _tile_label(sample["image_label"], sample["mask"][part])
+        for truth in {"mask", "label"} & sample.keys() if self._cores else ():
+            kept = torch.full_like(sample[truth], IGNORE)
+            kept[part] = sample[truth][part]
+            sample[truth] = kept
+        return sample
 
     def cut(self, which: int, window: Window | None = None) -> dict[str, Any]:
         """Cut any window out of a scene.
@@ -255,6 +271,19 @@ class SceneDataset(Dataset[dict[str, Any]]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": OrderedDict(), "_kept": {}}
+
+
+def _within(core: Window, window: Window) -> tuple[slice, slice]:
+    row, column = core[0] - window[0], core[1] - window[1]
+    return slice(row, row + core[2]), slice(column, column + core[3])
+
+
+def _tile_label(label: Tensor, mask: Tensor) -> Tensor:
+    """Label a tile: an anomalous scene is normal where it is known to be."""
+    if int(label) != ANOMALY:
+        return label
+    found = ANOMALY if bool((mask == ANOMALY).any()) else IGNORE if bool((mask == IGNORE).any()) else NORMAL
+    return torch.tensor(found)
 
 
 def _sample(scene: Scene, image: Tensor, mask: Tensor, label: Tensor | None, window: Window, size: tuple[int, int]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -56,6 +57,30 @@ def tile_windows(size: tuple[int, int], tile: int, overlap: int = 0) -> list[Win
     rows = tile_origins(height, tile, tile - overlap)
     columns = tile_origins(width, tile, tile - overlap)
     return [(row, column, min(tile, height), min(tile, width)) for row in rows for column in columns]
+
+
+def tile_cores(size: tuple[int, int], tile: int, overlap: int = 0) -> list[Window]:
+    """Share the pixels of a scene out among its tiles: each belongs to one, and what two share is cut in the middle.
+
+    Args:
+        size: see `tile_windows`.
+        tile: likewise.
+        overlap: likewise.
+
+    Returns:
+        For each window of `tile_windows`, in the same order, the (row, column, height, width) in the scene that is its own.
+
+    Raises:
+        ValueError: see `tile_windows`.
+    """
+    tile_windows(size, tile, overlap)  # checks the arguments
+    spans = [_spans(tile_origins(length, tile, tile - overlap), tile, length) for length in size]
+    return [(top, left, bottom - top, right - left) for top, bottom in spans[0] for left, right in spans[1]]
+
+
+def _spans(origins: list[int], tile: int, length: int) -> list[tuple[int, int]]:
+    edges = [0, *((first + tile + second) // 2 for first, second in pairwise(origins)), length]
+    return list(pairwise(edges))
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from anomseg.data.scene import Scene
 from anomseg.data.scene_dataset import SceneDataset, calibration_mask, full_mask, held_out_mask
 from anomseg.functional.windows import random_blocks
-from anomseg.sample import check_sample, collate
+from anomseg.sample import IGNORE, check_sample, collate
 
 TRANSFORM = (10.0, 0.0, 5.0, 0.0, -10.0, 7.0)
 
@@ -229,12 +229,50 @@ def test_scene_dataset__cuts_labels_with_the_image_where_a_scene_has_them():
     assert "label" not in SceneDataset([make_scene])[0]
 
 
-def test_scene_dataset__gives_each_tile_the_label_and_category_of_its_image():
+def test_scene_dataset__gives_each_tile_the_category_of_its_image_and_a_label():
     def scene():
-        return Scene("a", torch.zeros(1, 8, 8), image_label=1, category="nut")
+        return Scene("a", torch.zeros(1, 8, 8), torch.ones(8, 8).long(), image_label=1, category="nut")
 
     samples = list(map(SceneDataset([scene], tile=4).__getitem__, range(4)))
     assert [(int(sample["image_label"]), sample["category"]) for sample in samples] == [(1, "nut")] * 4
     assert samples[0]["image_label"].dtype == torch.int64
     plain = SceneDataset([lambda: Scene("a", torch.zeros(1, 8, 8))])[0]
     assert not {"image_label", "category"} & set(plain)
+
+
+def test_dataset__counts_each_pixel_of_overlapping_tiles_once():
+    g = torch.Generator().manual_seed(0)
+    mask, label = (torch.randint(0, 2, (50, 37), generator=g) for _ in range(2))
+    scene = Scene("a", torch.rand(2, 50, 37, generator=g), mask, label=label)
+    dataset = SceneDataset([lambda: scene], tile=16, overlap=3, count_once=True)
+    count, anomalies, classes = torch.zeros(50, 37), torch.zeros(50, 37), torch.full((50, 37), -1)
+    for sample in dataset:
+        row, column, height, width = sample["window"]
+        place = (slice(row, row + height), slice(column, column + width))
+        assert torch.equal(sample["image"], scene.image[:, place[0], place[1]])
+        known = sample["mask"] != IGNORE
+        assert torch.equal(known, sample["label"] != IGNORE)
+        count[place] += known
+        anomalies[place] += sample["mask"] == 1
+        classes[place] = torch.where(known, sample["label"], classes[place])
+    assert bool((count == 1).all())
+    assert torch.equal(anomalies.long(), mask)
+    assert torch.equal(classes, label)
+
+
+def test_dataset__labels_a_tile_by_what_lies_in_it():
+    mask = torch.zeros(8, 24, dtype=torch.int64)
+    mask[3, 2], mask[0, 20] = 1, IGNORE
+    for whole, expected in ((1, [1, 0, IGNORE]), (0, [0, 0, 0]), (IGNORE, [IGNORE] * 3)):
+        scene = Scene("a", torch.rand(1, 8, 24), mask if whole == 1 else mask * 0, image_label=whole)
+        dataset = SceneDataset([lambda scene=scene: scene], tile=8, count_once=True)
+        assert [int(sample["image_label"]) for sample in dataset] == expected
+        assert int(SceneDataset([lambda scene=scene: scene])[0]["image_label"]) == whole
+
+
+def test_dataset__gives_an_overlapping_tile_the_label_of_what_it_counts():
+    mask = torch.zeros(8, 12, dtype=torch.int64)
+    mask[0, 7] = 1  # both tiles see it, the second one counts it
+    dataset = SceneDataset([lambda: Scene("a", torch.rand(1, 8, 12), mask, image_label=1)], tile=8, count_once=True)
+    assert [int(sample["image_label"]) for sample in dataset] == [0, 1]
+    assert [bool((sample["mask"] == 1).any()) for sample in dataset] == [False, True]

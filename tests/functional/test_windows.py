@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from anomseg.functional.windows import pad_to_multiple, random_blocks, taper, tile_origins, tile_windows
+from anomseg.functional.windows import pad_to_multiple, random_blocks, taper, tile_cores, tile_origins, tile_windows
 
 
 @pytest.mark.parametrize(
@@ -108,3 +108,20 @@ def test_pad_to_multiple__keeps_the_image_in_its_corner(size):
     assert padded.shape[-2] % 8 == padded.shape[-1] % 8 == 0
     assert torch.equal(padded[..., : size[0], : size[1]], image)
     assert padded.shape[:3] == image.shape[:3]
+
+
+@pytest.mark.parametrize(
+    ("size", "tile", "overlap"), [((100, 100), 64, 0), ((100, 70), 64, 20), ((20, 90), 32, 31), ((64, 64), 32, 0), ((9, 7), 10, 3)]
+)
+def test_tile_cores__share_out_every_pixel_once_within_their_tiles(size, tile, overlap):
+    windows, cores = tile_windows(size, tile, overlap), tile_cores(size, tile, overlap)
+    owned = torch.zeros(size)
+    for (top, left, height, width), (row, column, rows, columns) in zip(windows, cores, strict=True):
+        assert top <= row < row + rows <= top + height
+        assert left <= column < column + columns <= left + width
+        owned[row : row + rows, column : column + columns] += 1
+    assert bool((owned == 1).all())
+
+
+def test_tile_cores__cut_what_two_tiles_share_in_the_middle():
+    assert tile_cores((10, 16), 10, 0) == [(0, 0, 10, 8), (0, 8, 10, 8)]
