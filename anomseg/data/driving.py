@@ -23,16 +23,16 @@ from anomseg.data.scene_dataset import SceneDataset, SceneLoader, full_mask
 from anomseg.errors import SceneNotFoundError
 from anomseg.sample import ANOMALY, IGNORE
 
-HeldOutFrames = Literal["ignore", "drop"]
+HeldOutFrames = Literal["ignore", "drop", "test"]
 TestWith = Literal["held_out", "pasted"]
 
 
 class DrivingDataModule(SceneDataModule):
     """Read frames with labels: `image` (3, H, W) in [0, 1], `label` of the known classes, `mask` 1 on what is none of them.
 
-    Classes that are held out are void in training, or their frames are dropped, and anomalous in tests: a test with true labels. Objects
-    that are pasted teach a method such as PEBAL to doubt (`paste`), choose its checkpoint on validation frames (`val_paste`), and test it
-    (`test_with="pasted"`, `test_paste`): give these three sources that share nothing, and paste the last in another way. Neither
+    Classes that are held out are void in training, or their frames are dropped or tested, and anomalous in tests: a test with true labels.
+    Objects that are pasted teach a method such as PEBAL to doubt (`paste`), choose its checkpoint on validation frames (`val_paste`), and
+    test it (`test_with="pasted"`, `test_paste`): give these three sources that share nothing, and paste the last in another way. Neither
     validation nor training ever sees the held-out classes.
 
     Example:
@@ -70,8 +70,9 @@ class DrivingDataModule(SceneDataModule):
             root: the folder of the data set.
             layout: name of a layout, or one of your own.
             hold_out: names of classes that are never learnt.
-            hold_out_frames: what training does with frames that show them: `ignore` those pixels, or `drop` the frames, in which shadows
-                and reflections of the objects would still be seen.
+            hold_out_frames: what training does with frames that show them: `ignore` those pixels; `drop` the frames, in which shadows and
+                reflections of the objects would still be seen; or `test` on them: frames of training and validation that show held-out
+                classes are moved to the test. The latter two read all label files of their parts first.
             split: how frames are shared out; None follows the folders. Split videos by sequence (`GroupSplit`): neighbouring frames are
                 near copies. Where it sets no frames apart to validate, the last tenth of the training frames does.
             size: (height, width) in pixels that frames are scaled to; None keeps their own.
@@ -146,10 +147,23 @@ class DrivingDataModule(SceneDataModule):
             )
         if stage == "train" and self.hold_out_frames == "drop":
             frames = [frame for frame in frames if not self._shows_held_out(frame)]
-        if not frames:
-            raise ValueError(f"Expected frames to {stage}, but the split gives none, or all show held-out classes. Correct split=.")
+        self._check_frames(frames, stage)
         paste = {"val": self.val_paste, "test": self.test_paste if self.test_with == "pasted" else None}.get(stage)
         return frames if paste is None else [PastedFrame(frame, paste, self.seed) for frame in frames]
+
+    def _check_frames(self, frames: Sequence[DrivingFrame], stage: Stage) -> None:
+        if not frames:
+            raise ValueError(
+                f"Expected frames to {stage}, but the split gives none, or all show held-out classes. Correct split=; where a set has no "
+                "labels to test on, hold_out_frames='test' tests on the frames that show held-out classes."
+            )
+        # The first frame nearly always counts, so this reads one label file.
+        if stage != "predict" and not any(frame.counts(learnt=stage == "train") for frame in frames):
+            raise ValueError(
+                f"Expected pixels that count in the label files of '{stage}', but all {len(frames)} are void, such as "
+                f"{[str(path) for _, path in frames[0].image.files.masks]}. Are they the placeholders of a test whose labels are not "
+                "public? Choose other frames by split=."
+            )
 
     def dataset(self, stage: Stage) -> SceneDataset | CropDataset:
         """Build the samples of one stage: frames or crops to train, with objects pasted anew in each epoch."""
@@ -183,11 +197,21 @@ class DrivingDataModule(SceneDataModule):
                 shared = {**shared, "train": frames[:-last], "val": frames[-last:]}
             truth = DrivingTruth(self._described, tuple(self.hold_out))
             self._parts = {part: [DrivingFrame(image, truth, self.size) for image in images] for part, images in shared.items()}
+            if self.hold_out_frames == "test":
+                self._parts = self._shown_tested(self._parts)
             if self._described.overlay is not None:
                 added = find_overlays(self.root, self._described.overlay)
                 tested = [frame for frame in self._parts["test"] if frame.image.name in added]
                 self._parts["test"] = [replace(frame, overlay=added[frame.image.name]) for frame in tested]
         return self._parts
+
+    def _shown_tested(self, parts: dict[Stage, list[DrivingFrame]]) -> dict[Stage, list[DrivingFrame]]:
+        """Move frames that show held-out classes to the test."""
+        learnt: tuple[Stage, ...] = ("train", "val")
+        shown = {part: [self._shows_held_out(frame) for frame in parts[part]] for part in learnt}
+        kept = {part: [frame for frame, held in zip(parts[part], shown[part], strict=True) if not held] for part in learnt}
+        moved = [frame for part in learnt for frame, held in zip(parts[part], shown[part], strict=True) if held]
+        return {**parts, **kept, "test": sorted([*parts["test"], *moved], key=lambda frame: frame.image.name)}
 
     def _shows_held_out(self, frame: DrivingFrame) -> bool:
         ids, table = frame.ids(), self._described.folders.table

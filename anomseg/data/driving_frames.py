@@ -91,6 +91,11 @@ class DrivingFrame:
         """Read the headers; see `FolderImage.measured`."""
         return replace(self, image=self.image.measured())
 
+    def counts(self, learnt: bool = False) -> bool:
+        """Say whether the label file shows a pixel that counts, or one of a class to learn; reads that file alone."""
+        ids = self.ids()
+        return ids is not None and bool((self.truth.read(ids)[int(learnt)] != IGNORE).any())
+
     def ids(self) -> Tensor | None:
         """Read the codes of the label file, (H, W) int64 at its own size; None where there is no file."""
         return self.image.ids() if self.image.has_truth else None

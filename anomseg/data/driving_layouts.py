@@ -97,19 +97,15 @@ def _benchmark(images: str, masks: str, table: ClassTable = _TWO, partial: bool 
     return DrivingLayout(folders, anomalies=("outlier",), inliers=("inlier",), partial=partial)
 
 
+def _city(kind: str, table: ClassTable) -> FolderLayout:
+    """Describe Cityscapes; the official labels of `test` are placeholders without any class, so `val` is tested on."""
+    masks = f"gtFine/{{split}}/*/{{name}}_gtFine_{kind}.png"
+    return FolderLayout(("leftImg8bit/{split}/*/{name}_leftImg8bit.png",), masks, table, "index", val=None, test="val")
+
+
 DRIVING_LAYOUTS: Mapping[str, DrivingLayout] = {
-    "cityscapes": DrivingLayout(
-        FolderLayout(
-            ("leftImg8bit/{split}/*/{name}_leftImg8bit.png",), "gtFine/{split}/*/{name}_gtFine_labelIds.png", _CITY_LABEL_IDS, "index"
-        ),
-        CITYSCAPES,
-    ),
-    "cityscapes_train_ids": DrivingLayout(
-        FolderLayout(
-            ("leftImg8bit/{split}/*/{name}_leftImg8bit.png",), "gtFine/{split}/*/{name}_gtFine_labelTrainIds.png", _CITY_TRAIN_IDS, "index"
-        ),
-        CITYSCAPES,
-    ),
+    "cityscapes": DrivingLayout(_city("labelIds", _CITY_LABEL_IDS), CITYSCAPES),
+    "cityscapes_train_ids": DrivingLayout(_city("labelTrainIds", _CITY_TRAIN_IDS), CITYSCAPES),
     "cityscapes_flat": DrivingLayout(  # as PEBAL and Meta-OoD lay it out
         FolderLayout(
             ("images/city_gt_fine/{split}/{name}_leftImg8bit.png",),
@@ -129,8 +125,15 @@ DRIVING_LAYOUTS: Mapping[str, DrivingLayout] = {
         ),
         CAMVID,
     ),
-    "bdd100k": DrivingLayout(  # BDD-Anomaly is hold_out=["train", "motorcycle", "bicycle"] with hold_out_frames="drop"
-        FolderLayout(("seg/images/{split}/{name}.jpg",), "seg/labels/{split}/{name}_train_id.png", _CITY_TRAIN_IDS, "index"), CITYSCAPES
+    "bdd100k": DrivingLayout(  # BDD-Anomaly is hold_out=["train", "motorcycle", "bicycle"] with hold_out_frames="test"
+        FolderLayout(
+            ("seg/images/{split}/{name}.jpg",),
+            "seg/labels/{split}/{name}_train_id.png",
+            _CITY_TRAIN_IDS,
+            "index",
+            test=None,  # its images have no public labels
+        ),
+        CITYSCAPES,
     ),
     "streethazards": DrivingLayout(
         FolderLayout(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,8 +133,9 @@ class MaskedObjects(OutlierSource):
         images: folder of the images.
         annotations: JSON file with `images`, `annotations` (polygons) and `categories`, as COCO writes it; or a folder of masks, named as
             their images, in which 0 and 255 are background and all pixels of another id are one object.
-        exclude: names of categories, or ids of masks; images that show one are not used at all, since other parts of it may be in the
-            background.
+        exclude: names or ids of categories, ids alone with masks, and () for none; images that show one are not used at all, since other
+            parts of it may be in the background. Names match whatever their case, `_` or a note in brackets: `car` is LVIS's
+            `car_(automobile)`. Each must be there, but of the categories that stand by default one is enough.
         least: smallest area of an object in pixels.
     """
 
@@ -147,36 +149,57 @@ class MaskedObjects(OutlierSource):
 
         Raises:
             SceneNotFoundError: the annotations are missing, or no object is left.
+            SceneFormatError: the annotations are not as COCO writes them, or a mask has another size than its image.
+            ValueError: `exclude` names what is not there.
         """
         if Path(self.annotations).is_dir():
             return self._of_mask(generator)
         objects = _annotated(self)
-        name, polygons = objects[int(torch.randint(len(objects), (), generator=generator))]
-        picture = read_picture(Path(self.images) / name)
-        colour = picture[:3].expand(3, -1, -1)
-        return trimmed(torch.cat([colour, rasterised(polygons, (colour.shape[-2], colour.shape[-1]))[None].float()]))
+        for _ in range(_DRAWS):
+            name, polygons = objects[int(torch.randint(len(objects), (), generator=generator))]
+            colour = read_picture(Path(self.images) / name)[:3].expand(3, -1, -1)
+            inside = rasterised(polygons, (colour.shape[-2], colour.shape[-1]))
+            if bool(inside.any()):
+                return trimmed(torch.cat([colour, inside[None].float()]))
+        raise SceneNotFoundError(
+            f"Expected objects inside of their images in '{self.annotations}', but {_DRAWS} in turn show no pixel. Are these the images?"
+        )
 
     def _of_mask(self, generator: torch.Generator) -> Tensor:
         """Draw an object of an id mask; masks that show nothing of use are drawn again."""
         masks = _masks(self)
         for index in torch.randperm(len(masks), generator=generator)[:_MASKS].tolist():
-            ids = torch.from_numpy(read_mask_bands(masks[index][1])[0][0].astype("int64"))
+            image, mask = masks[index]
+            ids = torch.from_numpy(read_mask_bands(mask)[0][0].astype("int64"))
             count = torch.bincount(ids.flatten(), minlength=IGNORE + 1)
-            if any(int(count[number]) for number in self.exclude if isinstance(number, int) and number < len(count)):
+            if any(int(count[number]) for number in self.exclude if isinstance(number, int) and 0 <= number < len(count)):
                 continue
             count[0], count[IGNORE] = 0, 0
             usable = (count >= self.least).nonzero()[:, 0]
             if len(usable):
                 chosen = usable[int(torch.randint(len(usable), (), generator=generator))]
-                return trimmed(torch.cat([read_picture(masks[index][0])[:3].expand(3, -1, -1), (ids == chosen)[None].float()]))
+                return trimmed(torch.cat([_picture_of(image, mask, ids), (ids == chosen)[None].float()]))
         raise SceneNotFoundError(
             f"Expected objects of {self.least} pixels in the masks of '{self.annotations}' without the ids {self.exclude}, but "
             f"{min(_MASKS, len(masks))} of them show none. Correct exclude= or least=."
         )
 
 
+def _picture_of(path: Path, mask: Path, ids: Tensor) -> Tensor:
+    """Read the picture (3, H, W) that a mask belongs to."""
+    picture = read_picture(path)[:3].expand(3, -1, -1)
+    if (size := tuple(picture.shape[1:])) != (came := tuple(ids.shape)):
+        raise SceneFormatError(f"Expected {size} pixels in '{mask}', as in '{path}', but got {came}. Is it the mask of another image?")
+    return picture
+
+
 @cache
 def _masks(source: MaskedObjects) -> tuple[tuple[Path, Path], ...]:
+    if any(isinstance(known, str) for known in source.exclude):
+        raise ValueError(
+            f"Expected ids in exclude= for the masks of '{source.annotations}', which have no names, but got {source.exclude}. Give the "
+            "ids of known classes, or exclude=() where no image shows one."
+        )
     images = {path.stem: path for path in sorted(Path(source.images).iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
     found = tuple((images[path.stem], path) for path in sorted(Path(source.annotations).glob("*.png")) if path.stem in images)
     if not found:
@@ -191,20 +214,49 @@ def _annotated(source: MaskedObjects) -> tuple[tuple[str, list[list[float]]], ..
     path = Path(source.annotations)
     if not path.is_file():
         raise SceneNotFoundError(f"Expected annotations at '{path}', but there is no such file. Give a JSON file as COCO writes it.")
-    content: dict[str, Any] = json.loads(path.read_text())
-    known = {c["id"] for c in content["categories"] if c["name"] in source.exclude}
+    content: Any = json.loads(path.read_text())
+    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
+        held = sorted(content)[:8] if isinstance(content, dict) else type(content).__name__
+        raise SceneFormatError(f"Expected 'images', 'annotations' and 'categories' in '{path}', as COCO writes them, but got {held}.")
+    known = _excluded(source, {c["id"]: str(c["name"]) for c in content["categories"]})
     spoilt = {a["image_id"] for a in content["annotations"] if a["category_id"] in known}
     names = {i["id"]: i["file_name"] for i in content["images"] if i["id"] not in spoilt}
-    found = tuple(
-        (names[a["image_id"]], a["segmentation"])
-        for a in content["annotations"]
-        if a["image_id"] in names and isinstance(a["segmentation"], list) and a.get("area", source.least) >= source.least
-    )
+    outlines = ((names[a["image_id"]], *_outline(a)) for a in content["annotations"] if a["image_id"] in names)
+    found = tuple((name, polygons) for name, polygons, area in outlines if polygons and area >= source.least)
     if not found:
         raise SceneNotFoundError(
             f"Expected objects in '{path}' from images without {source.exclude}, of {source.least} pixels at least, but there is none."
         )
     return found
+
+
+def _excluded(source: MaskedObjects, categories: dict[int, str]) -> set[int]:
+    """Find the ids of the categories that a source excludes."""
+    by_name: dict[str, set[int]] = {}
+    for number, name in categories.items():
+        by_name.setdefault(_plain(name), set()).add(number)
+    found = [({known} & set(categories)) if isinstance(known, int) else by_name.get(_plain(known), set()) for known in source.exclude]
+    lacking = [known for known, ids in zip(source.exclude, found, strict=True) if not ids]
+    if lacking and (source.exclude != DRIVING_CATEGORIES or len(lacking) == len(found)):
+        raise ValueError(
+            f"Expected the categories {lacking} of exclude= in '{source.annotations}', but it has {sorted(categories.items())[:24]}. Give "
+            "names or ids of known classes, or exclude=() where no image shows one."
+        )
+    return set().union(*found)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"\(.*?\)", "", name.replace("_", " ")).strip().lower()
+
+
+def _outline(annotation: dict[str, Any]) -> tuple[list[list[float]], float]:
+    """Take the polygons of an annotation that have an inside, and its area; no polygon where it has none, or a mask in their place."""
+    given = annotation.get("segmentation")
+    polygons = [flat for flat in given if len(flat) >= 6 and len(flat) % 2 == 0] if isinstance(given, list) else []
+    if "area" in annotation:
+        return polygons, float(annotation["area"])
+    sides = [(flat[0::2], flat[1::2]) for flat in polygons]
+    return polygons, sum(abs(sum(x[i - 1] * y[i] - x[i] * y[i - 1] for i in range(len(x)))) / 2 for x, y in sides)
 
 
 def blob(generator: torch.Generator, side: int = 64) -> Tensor:

@@ -18,9 +18,9 @@ from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.svdd_inputs import channel_statistics
 from anomseg.methods.training_data import training_batches
 from anomseg.metrics.segmentation import MeanIoU
-from anomseg.nets.segmentation import CompactSegmenter, SegmentationNet, SegmentationSpec
+from anomseg.nets.segmentation import CompactSegmenter, SegmentationNet, SegmentationSpec, widen_head
 from anomseg.optimisation import Optimisation
-from anomseg.sample import ANOMALY, IGNORE, fill_nodata, finite_pixels
+from anomseg.sample import ANOMALY, IGNORE, fill_nodata, finite_pixels, flat_truth
 
 
 class ClosedSetSegmenter(AnomalySegmenter):
@@ -32,9 +32,9 @@ class ClosedSetSegmenter(AnomalySegmenter):
         classes: K, the known classes, at least 2.
         net: see `SegmentationSpec`.
         in_channels: bands of the image.
-        outputs: outputs of the net, K or more.
+        outputs: outputs of the net, K or more; `widen_head` adds those beyond K.
         segmenter: checkpoint of a trained segmenter whose weights `fit` starts from; None starts from fresh ones. It is not needed later:
-            own checkpoints hold all weights.
+            own checkpoints hold all weights, also to resume from.
         blur: standard deviation in pixels of a Gaussian over the score; 0 for none.
         calibration: see `AnomalySegmenter`.
         optimisation: see `AnomalySegmenter`.
@@ -62,28 +62,51 @@ class ClosedSetSegmenter(AnomalySegmenter):
             raise ValueError(f"Expected classes >= 2, in_channels >= 1 and blur >= 0, but got {classes}, {in_channels} and {blur}.")
         self.classes, self.in_channels, self.segmenter, self.blur = classes, in_channels, segmenter, blur
         self.net: SegmentationSpec = build(net) or CompactSegmenter()
-        self.network: SegmentationNet = self.net.build(in_channels, outputs)
+        self.network: SegmentationNet = self.net.build(in_channels, classes)
+        if outputs > classes:
+            widen_head(self.network, outputs - classes)
         self.register_buffer("mean", torch.zeros(in_channels))
         self.register_buffer("std", torch.zeros(in_channels))
         self.val_miou, self.test_miou = MeanIoU(classes), MeanIoU(classes)
 
     @final
     def setup(self, stage: str) -> None:
-        """Take the weights of `segmenter`, or the ready ones that the description of the net names, before a first fit.
+        """Compare the classes with those of the data, and freeze what is not trained; without a trainer, also take trained weights.
+
+        Raises:
+            ValueError: the data module has another number of classes.
+        """
+        if stage != "fit":
+            return
+        if self.learns:
+            self._check_classes()
+        if self._trainer is None:
+            self._take_weights()
+        self.prepare()
+
+    def _take_weights(self) -> None:
+        """Take the weights of `segmenter`, or the ready ones that the description of the net names, where there are none yet.
 
         Raises:
             FileNotFoundError: the file of `segmenter` is missing.
             CheckpointError: it holds another net or another number of classes.
             ValueError: ready weights expect other bands.
         """
-        if stage != "fit":
+        if bool(self.std.any()):
             return
+        if self.segmenter is not None:
+            self.start_from(self.segmenter)
+        elif (bands := self.net.ready(self.described)) is not None:
+            self._take_bands(*bands)
         if not bool(self.std.any()):
-            if self.segmenter is not None:
-                self.start_from(self.segmenter)
-            elif (bands := self.net.ready(self.described)) is not None:
-                self._take_bands(*bands)
-        self.prepare()
+            self.begin_fresh()
+
+    def _check_classes(self) -> None:
+        named = getattr(getattr(self._trainer, "datamodule", None), "classes", None)
+        if isinstance(named, list | tuple) and named and len(named) != self.classes:
+            raise ValueError(
+                f"Expected a data module of {self.classes} classes, but it has {len(named)}: {list(named)[:24]}. Set classes={len(named)}."
+            )
 
     def _take_bands(self, mean: Tensor, std: Tensor) -> None:
         if (self.in_channels,) != mean.shape or mean.shape != std.shape:
@@ -93,8 +116,11 @@ class ClosedSetSegmenter(AnomalySegmenter):
             )
         self.mean, self.std = mean.to(self.mean), std.to(self.std)
 
+    def begin_fresh(self) -> None:
+        """Warn or refuse where a first fit begins with fresh weights; nothing by default."""
+
     def prepare(self) -> None:
-        """Check what was taken, and freeze what is not trained, before a fit; nothing by default."""
+        """Freeze what is not trained, before a fit, resumed or not; nothing by default."""
 
     def measure(self) -> None:
         """Take from the training data what the method needs beside the bands, before the first step; nothing by default."""
@@ -106,7 +132,11 @@ class ClosedSetSegmenter(AnomalySegmenter):
 
     @final
     def on_train_start(self) -> None:
-        """Take the statistics of the bands from the training images; a resumed training keeps its own."""
+        """Take trained weights, or the statistics of the bands from the training images; a resumed training keeps its own.
+
+        Not before: a checkpoint to resume from is read after `setup`, and then no other file is needed.
+        """
+        self._take_weights()
         if not bool(self.std.any()):
             images = ((batch["image"], finite_pixels(batch["image"])) for batch in training_batches(self))
             self.mean, self.std = (value.to(self.device) for value in channel_statistics(images, self.in_channels))
@@ -134,7 +164,7 @@ class ClosedSetSegmenter(AnomalySegmenter):
         self.further_maps = {"classes": logits[:, : self.classes].argmax(1)}
         with torch.autocast(image.device.type, enabled=False):
             score = self.read(logits.float())
-        return gaussian(score, self.blur) if self.blur else score
+        return gaussian(score, self.blur, finite_pixels(image)) if self.blur else score
 
     @abstractmethod
     def read(self, logits: Tensor) -> Tensor:
@@ -150,7 +180,7 @@ class ClosedSetSegmenter(AnomalySegmenter):
 
     def _count_classes(self, name: str, metric: MeanIoU, batch: Mapping[str, Any]) -> None:
         if "label" in batch and "classes" in self.further_maps and not self.trainer.sanity_checking:
-            label = batch["label"].masked_fill(~finite_pixels(batch["image"]), IGNORE)
+            label = flat_truth(batch)["label"].long().masked_fill(~finite_pixels(batch["image"]), IGNORE)
             metric.update(self.further_maps["classes"], label)
             self.log(name, metric, on_step=False, on_epoch=True, batch_size=len(label))
 
@@ -158,6 +188,7 @@ class ClosedSetSegmenter(AnomalySegmenter):
         """Give the class of each pixel, 255 where nothing is learnt, and which are outliers, (B, H, W) each.
 
         Raises:
+            TypeError: labels are no integers.
             ValueError: there is no label, or one that is no class.
         """
         if "label" not in batch:
@@ -165,9 +196,11 @@ class ClosedSetSegmenter(AnomalySegmenter):
                 f"Expected training batches with 'label', class ids 0 to {self.classes - 1}, but got {sorted(batch)}. "
                 "Use a data module that serves classes, such as DrivingDataModule."
             )
+        if batch["label"].is_floating_point():
+            raise TypeError(f"Expected batch['label'] to be an integer tensor, but got {batch['label'].dtype}. Cast it with .long().")
         data = finite_pixels(batch["image"])
         outlier = (batch["mask"] == ANOMALY) & data if "mask" in batch else torch.zeros_like(data)
-        label = batch["label"].masked_fill(~data | outlier, IGNORE)
+        label = batch["label"].long().masked_fill(~data | outlier, IGNORE)
         if int(label.masked_fill(label == IGNORE, 0).amax()) >= self.classes or int(label.amin()) < 0:
             found = torch.unique(label[((label >= self.classes) & (label != IGNORE)) | (label < 0)])[:8].tolist()
             raise ValueError(f"Expected labels 0 to {self.classes - 1}, or 255 for void, but got {found}. Set classes to their number.")
@@ -180,13 +213,20 @@ class ClosedSetSegmenter(AnomalySegmenter):
             FileNotFoundError: there is no such file.
             CheckpointError: it holds another net or another number of classes.
         """
-        held = read_checkpoint(path)["state_dict"]
+        checkpoint = read_checkpoint(path)
+        held, theirs = checkpoint["state_dict"], checkpoint["hyper_parameters"].get("classes")
+        # Shapes alone do not tell: one class more has the shape of an output to abstain.
+        if isinstance(theirs, int) and theirs != self.classes:
+            raise CheckpointError(
+                f"Expected a net trained for {self.classes} classes in '{path}', but it was trained for {theirs}. Set classes={theirs}, or "
+                "take another checkpoint."
+            )
         stored = {name.removeprefix("network."): value for name, value in held.items() if name.startswith("network.")}
         own = self.described.state_dict()
         for name, value in stored.items():
             mine = own.get(name)
             if mine is not None and value.ndim and mine.shape[1:] == value.shape[1:] and len(value) == self.classes < len(mine):
-                stored[name] = torch.cat([value, mine[self.classes :]])
+                stored[name] = torch.cat([value.to(mine), mine[self.classes :]])
         unlike = sorted(name for name in stored if name not in own or own[name].shape != stored[name].shape)
         missing = sorted(set(own) - set(stored))
         bands = [held.get(name, torch.empty(0)) for name in ("mean", "std")]

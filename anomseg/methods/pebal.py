@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import islice
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,16 +17,17 @@ from anomseg.functional.readouts import softmax_entropy
 from anomseg.functional.running_moments import running_moments
 from anomseg.methods.closed_set import ClosedSetSegmenter
 from anomseg.methods.pebal_training import (
-    MARGIN_BATCHES,
     PUBLISHED_MARGINS,
     PEBALLoss,
     energy_sums,
+    first_batches,
     measured_margins,
     pebal_losses,
     require_outliers,
 )
-from anomseg.methods.training_data import gathered_objects, training_batches
-from anomseg.nets.segmentation import SegmentationSpec, widen_head
+from anomseg.methods.training_data import gathered_objects
+from anomseg.nets.evaluation_mode import evaluation_mode
+from anomseg.nets.segmentation import SegmentationSpec
 from anomseg.optimisation import Optimisation
 from anomseg.sample import IGNORE
 
@@ -80,13 +80,16 @@ class PEBAL(ClosedSetSegmenter):
         calibration: Calibration | None = None,
         optimisation: Optimisation | None = None,
     ) -> None:
-        super().__init__(
-            classes, net, in_channels, classes, segmenter, blur, calibration, build(optimisation, Optimisation) or Optimisation(1e-3)
-        )
-        widen_head(self.network)
+        steps = build(optimisation, Optimisation) or Optimisation(1e-3)
+        super().__init__(classes, net, in_channels, classes + 1, segmenter, blur, calibration, steps)
         if trainable not in get_args(Trainable) or score_rule not in get_args(ScoreRule):
             raise ValueError(
                 f"Expected trainable of {get_args(Trainable)}, score_rule of {get_args(ScoreRule)}, but got {trainable!r}, {score_rule!r}."
+            )
+        if trainable == "decoder" and not self.network.decoder:
+            raise ValueError(
+                f"Expected a net that names its decoder for trainable='decoder', but {type(self.net).__name__} names none. "
+                "Take trainable='head' or 'all'."
             )
         if margins is not None and not (len(margins) == 2 and margins[0] <= margins[1]):
             raise ValueError(f"Expected margins of inliers <= outliers, but got {margins}. {PUBLISHED_MARGINS} are the published ones.")
@@ -97,15 +100,17 @@ class PEBAL(ClosedSetSegmenter):
         self._fresh = self._resting = False  # whether training began with fresh weights, and whether the hinge waits for margins
         self._at = PUBLISHED_MARGINS
 
+    def begin_fresh(self) -> None:
+        """Warn where there are no trained weights."""
+        self._fresh = True
+        warnings.warn(
+            "PEBAL starts from fresh weights: it learns the classes and to abstain at once, needs the epochs of both, and shows no "
+            "mIoU from before. To fine-tune as published, train a Segmenter first and give its checkpoint as segmenter=.",
+            stacklevel=2,
+        )
+
     def prepare(self) -> None:
-        """Warn where there are no trained weights, and freeze what is not trained."""
-        self._fresh = not bool(self.std.any())
-        if self._fresh:
-            warnings.warn(
-                "PEBAL starts from fresh weights: it learns the classes and to abstain at once, needs the epochs of both, and shows no "
-                "mIoU from before. To fine-tune as published, train a Segmenter first and give its checkpoint as segmenter=.",
-                stacklevel=2,
-            )
+        """Freeze what is not trained."""
         kept = {id(p) for module in self._trained() for p in module.parameters()}
         for parameter in self.network.parameters():
             parameter.requires_grad_(id(parameter) in kept)
@@ -116,17 +121,20 @@ class PEBAL(ClosedSetSegmenter):
         return [self.network.head, *(self.network.decoder if self.trainable == "decoder" else [])]
 
     def measure(self) -> None:
-        """Measure the margins; a resumed training keeps its own."""
+        """Measure the margins; a resumed training keeps its own, or measures those that were put off."""
+        self._keep_frozen()  # here too: a training that is resumed within an epoch does not start it again
+        self._resting = False
         if bool(self.margin.isnan().any()):
             fixed = PUBLISHED_MARGINS if self.paper_faithful and self.margins is None else self.margins
             if fixed is None and self.recipe.energy:
                 fixed = self._measured()  # also of fresh weights: data without outliers is an error now, and not after an epoch
-                self._resting = self._fresh
+                self._resting = (self._fresh or self.trainer.ckpt_path is not None) and not self.current_epoch
             else:
                 require_outliers(self)
             self._rest_at(fixed or PUBLISHED_MARGINS)
         else:
             self._at = (float(self.margin[0]), float(self.margin[1]))
+        self._fresh = False
 
     def _rest_at(self, margins: tuple[float, float]) -> None:
         self._at = margins
@@ -139,18 +147,19 @@ class PEBAL(ClosedSetSegmenter):
     @torch.no_grad()
     def _energies(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Give energy, inliers and outliers of the first batches, by the net as it is."""
-        training = self.network.training
-        self.network.eval()
-        for batch in islice(training_batches(self), MARGIN_BATCHES):
-            label, outlier = self.training_truth(batch)
-            yield free_energy(self.logits(batch["image"])[:, : self.classes].float()), label != IGNORE, outlier
-        self.network.train(training)
+        with evaluation_mode(self.network):
+            for batch, label, outlier in first_batches(self):
+                yield free_energy(self.logits(batch["image"])[:, : self.classes].float()), label != IGNORE, outlier
 
     def on_train_epoch_start(self) -> None:
-        """Keep frozen parts in evaluation mode, so that their norms and dropouts do not drift; measure margins that were put off."""
+        """Measure margins that were put off."""
+        self._keep_frozen()
         if self._resting and self.current_epoch:
             self._resting = False
             self._rest_at(self._measured())
+
+    def _keep_frozen(self) -> None:
+        """Put frozen parts into evaluation mode, so that their norms and dropouts do not drift."""
         if self.trainable != "all" and not self.paper_faithful:
             self.network.eval()
             for module in self._trained():

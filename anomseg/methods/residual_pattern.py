@@ -91,17 +91,16 @@ class RPL(ClosedSetSegmenter):
         """Give the frozen net of the known classes."""
         return cast(ResidualPatternNet, self.network).base
 
-    def prepare(self) -> None:
+    def begin_fresh(self) -> None:
         """Refuse to learn a residual beside fresh weights.
 
         Raises:
-            ValueError: there are no trained weights.
+            ValueError: always.
         """
-        if not bool(self.std.any()):
-            raise ValueError(
-                "Expected a trained net to learn a residual for, but got fresh weights. Give segmenter=, the checkpoint of a "
-                "Segmenter, or a net with ready weights."
-            )
+        raise ValueError(
+            "Expected a trained net to learn a residual for, but got fresh weights. Give segmenter=, the checkpoint of a "
+            "Segmenter, or a net with ready weights."
+        )
 
     def measure(self) -> None:
         """Make sure that there are outliers to learn from."""

@@ -191,18 +191,20 @@ class SegmentationReadout(ReadoutSegmenter):
     ) -> None:
         super().__init__(classes, net, in_channels, readout, segmenter, blur, calibration, None)
 
-    def prepare(self) -> None:
-        """Freeze the weights of the segmenter.
+    def begin_fresh(self) -> None:
+        """Refuse to score by fresh weights.
 
         Raises:
-            ValueError: there are none.
+            ValueError: always.
         """
+        raise ValueError(
+            "Expected the checkpoint of a trained segmenter, but got none. Give segmenter=, a net with ready weights such as "
+            "TrainedModule(module), or train with Segmenter."
+        )
+
+    def prepare(self) -> None:
+        """Freeze the weights of the segmenter."""
         self.network.requires_grad_(False)
-        if not bool(self.std.any()):
-            raise ValueError(
-                "Expected the checkpoint of a trained segmenter, but got none. Give segmenter=, a net with ready weights such as "
-                "TrainedModule(module), or train with Segmenter."
-            )
 
     @torch.no_grad()
     def measure(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,9 +19,13 @@ class SegmentationNet(nn.Module, ABC):
 
     The last layer is `head`, a 1 x 1 convolution with K outputs, so that outputs can be added by `widen_head`; what it reads are
     `features`, and `decoder` names the modules before it that a fine-tuning may train along.
+
+    Attributes:
+        added: outputs that `widen_head` added to the K ones that it was built with.
     """
 
     head: nn.Conv2d
+    added: int = 0
 
     @abstractmethod
     def features(self, image: Tensor) -> Tensor:
@@ -39,6 +43,11 @@ class SegmentationNet(nn.Module, ABC):
     def decide(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """Compute logits (B, K, H, W) of an image of a size from its features."""
         return F.interpolate(self.head(features), size, mode="bilinear", align_corners=False)
+
+    def revise(self, image: Tensor, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Compute the logits of an image, and those after a change of what the head reads, (B, K, H, W) each."""
+        features, size = self.features(image), (image.shape[-2], image.shape[-1])
+        return self.decide(features, size), self.decide(change(features), size)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, K, H, W)."""
@@ -82,6 +91,7 @@ def widen_head(net: SegmentationNet, rows: int = 1) -> None:
         new.bias.zero_()
         new.bias[: old.out_channels] = old.bias
     net.replace_head(new)
+    net.added += rows
 
 
 @dataclass(frozen=True)

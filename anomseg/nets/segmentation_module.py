@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anomseg.nets.segmentation import SegmentationNet, SegmentationSpec, widen_head
+from anomseg.nets.segmentation import SegmentationNet, SegmentationSpec
 
 
 class TrainedModule(SegmentationSpec):
@@ -20,7 +21,7 @@ class TrainedModule(SegmentationSpec):
 
     Args:
         module: gives logits (B, K, h, w) for images (B, C, H, W), or a mapping with them under `out`; they are upsampled where h x w is
-            smaller than the image. It is used as it is, not copied.
+            smaller than the image. Each method gets a copy of its own, so that none changes what another one, or you, hold.
         mean: of the bands that it expects, in units of the images; None for 0.
         std: their standard deviations; None for 1.
         head: dotted name of its last layer, a 1 x 1 convolution; methods that add outputs or look at its input need it.
@@ -44,19 +45,22 @@ class TrainedModule(SegmentationSpec):
             raise ValueError(f"Expected head to name a convolution of the module, but got {head!r}. Its last ones are {convolutions[-3:]}.")
 
     def build(self, in_channels: int, outputs: int) -> ModuleNet:
-        """Wrap the module, with outputs added where the head is known and has fewer.
+        """Wrap a copy of the module.
 
         Raises:
-            ValueError: there is no module, as after loading a checkpoint without one.
+            ValueError: there is no module, as after loading a checkpoint without one, or its head has another number of outputs.
         """
         if self._held is None:
             raise ValueError(
                 "Expected a module, but got none: checkpoints hold its weights alone. Give it again, as in "
                 "SegmentationReadout.load_from_checkpoint(path, net=TrainedModule(module), weights_only=True)."
             )
-        net = ModuleNet(self._held, outputs, self.head)
-        if self.head is not None and net.head.out_channels < outputs:
-            widen_head(net, outputs - net.head.out_channels)
+        net = ModuleNet(copy.deepcopy(self._held), outputs, self.head)
+        if self.head is not None and net.head.out_channels != outputs:
+            raise ValueError(
+                f"Expected a module of {outputs} classes, but its head '{self.head}' has {net.head.out_channels} outputs. Set classes to "
+                "what it was trained for; methods add their own outputs to a copy of it."
+            )
         return net
 
     def ready(self, net: SegmentationNet) -> tuple[Tensor, Tensor] | None:
@@ -120,6 +124,15 @@ class ModuleNet(SegmentationNet):
         finally:
             handle.remove()
         return caught[0]
+
+    def revise(self, image: Tensor, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Run the module twice, because what it does after its head is not known; see the base class."""
+        known = self(image)
+        handle = self.head.register_forward_pre_hook(lambda _, given: (change(given[0]), *given[1:]))
+        try:
+            return known, self(image)
+        finally:
+            handle.remove()
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, K, H, W).

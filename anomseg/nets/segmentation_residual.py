@@ -75,5 +75,12 @@ class ResidualPatternNet(SegmentationNet):
 
     def decide(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """Compute logits (B, 2 K, H, W): first those of the frozen net, then those with the residual."""
-        known = self.base.decide(features, size)
-        return torch.cat([known, self.base.decide(features + self.pattern(features), size)], 1)
+        return torch.cat([self.base.decide(features, size), self.base.decide(self._changed(features), size)], 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits (B, 2 K, H, W), all that the frozen net does after its head included."""
+        return torch.cat(self.base.revise(image, self._changed), 1)
+
+    def _changed(self, features: Tensor) -> Tensor:
+        changed: Tensor = features + self.pattern(features)
+        return changed

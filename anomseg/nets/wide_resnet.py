@@ -196,7 +196,7 @@ class WideResNetNet(SegmentationNet):
 def load_published(net: WideResNetNet, path: str | Path) -> None:
     """Load weights whose names are those of the published checkpoints, `module.` before them or not.
 
-    Where the file has fewer outputs than the net, as 19 classes for 20 outputs, they become the first rows of the head and the others stay.
+    The file has as many outputs as the net was built with; rows that `widen_head` added stay as they are.
 
     Args:
         net: changed in place, only if all names and shapes fit.
@@ -211,14 +211,20 @@ def load_published(net: WideResNetNet, path: str | Path) -> None:
     weights = {str(name).removeprefix("module."): value for name, value in stored.items() if isinstance(value, Tensor)}
     own = net.state_dict()
     key = "final.6.weight"
-    if key in weights and weights[key].shape[0] < own[key].shape[0] and weights[key].shape[1:] == own[key].shape[1:]:
-        weights[key] = torch.cat([weights[key], own[key][weights[key].shape[0] :]])
+    classes = len(own[key]) - net.added
+    if key in weights and len(weights[key]) != classes:
+        raise CheckpointError(
+            f"Expected a WideResNet38 of {classes} classes in '{path}', but it has {len(weights[key])}. Set classes to what it was trained "
+            "for; methods add their own outputs."
+        )
+    if key in weights and weights[key].shape[1:] == own[key].shape[1:]:
+        weights[key] = torch.cat([weights[key].to(own[key]), own[key][classes:]])
     missing, strange = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
     unlike = [f"{n}: {tuple(weights[n].shape)} for {tuple(own[n].shape)}" for n in own if n in weights and weights[n].shape != own[n].shape]
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or strange or unlike:
         raise CheckpointError(
             f"Expected the weights of a WideResNet38 DeepLabV3+ in '{path}', but {missing[:4]} are missing, {strange[:4]} are strange, "
-            f"and shapes differ: {unlike[:4]}. Take the checkpoint of the variant without 'dsn' head, and outputs >= its classes."
+            f"and shapes differ: {unlike[:4]}. Take the checkpoint of the variant without 'dsn' head."
         )
     net.load_state_dict(weights, strict=False)

@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+import yaml
 from jsonargparse import ArgumentParser
 from PIL import Image
 
@@ -198,6 +199,35 @@ def test_driving__leaves_ids_outside_the_table_and_missing_files_to_clear_errors
 def test_driving__trains_on_a_frame_of_void_pixels_alone(root):
     save(root, "s0_1", (11,))
     assert "s0_1" in {name for batch in batches(module(root), "train") for name in batch["name"]}
+
+
+@pytest.mark.parametrize(("stage", "sequence"), [("fit", "s0"), ("validate", "s1"), ("test", "s2")])
+def test_driving__refuses_a_stage_of_void_pixels_alone(root, stage, sequence):
+    for number in range(4):
+        save(root, f"{sequence}_{number}", (11,))
+    with pytest.raises(ValueError, match=rf"all 4 are void, such as .*{sequence}_0\.png"):
+        module(root, void_as_outliers=True).setup(stage)
+    save(root, f"{sequence}_3", (11, 3))
+    module(root, void_as_outliers=True).setup(stage)
+
+
+def test_driving__tests_frames_that_show_held_out_classes_on_demand(root):
+    data = module(root, hold_out_frames="test")
+    named = {stage: sorted(name for batch in batches(data, stage) for name in batch["name"]) for stage in ("train", "val", "test")}
+    assert named["train"] == ["s0_0", "s0_2"]
+    assert named["val"] == ["s1_0", "s1_2"]
+    assert named["test"] == ["s0_1", "s0_3", "s1_1", "s1_3", "s2_0", "s2_1", "s2_2", "s2_3"]
+
+
+CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*_driving.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_splits__take_the_names_of_all_701_frames_of_camvid(path):
+    split = yaml.safe_load(path.read_text())["data"]["init_args"]["split"]["init_args"]
+    names = ["0001TP_006690", "0006R0_f00930", "0016E5_00390", "0016E5_07999", "0016E5_08001", "Seq05VD_f00000"]
+    shared = GroupSplit(split["pattern"], tuple(split["test"]), tuple(split["val"])).share(names, 0)
+    assert shared == (["0006R0_f00930", "0016E5_00390", "0016E5_07999", "Seq05VD_f00000"], ["0016E5_08001"], ["0001TP_006690"])
 
 
 @pytest.mark.parametrize(

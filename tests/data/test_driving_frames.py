@@ -93,6 +93,13 @@ def test_frame__of_void_pixels_alone_counts_nowhere(tmp_path):
     assert bool((scene.label == 255).all())
 
 
+def test_frame__knows_whether_it_counts_and_teaches(tmp_path):
+    for values, counts, learnt in ((11, False, False), ((11, 3), True, True), ((11, 10), True, False)):
+        save(tmp_path, values=np.resize(values, (20, 30)))
+        held = frame(tmp_path, DrivingTruth(CAMVID_LAYOUT, ("bicyclist",), True))
+        assert (held.counts(), held.counts(learnt=True)) == (counts, learnt)
+
+
 def test_pasted_frame__always_holds_the_same_objects(tmp_path):
     save(tmp_path, (60, 80), values=3)
     paste = OutlierPaste((SyntheticOutliers(),), 1.0, size=(0.3, 0.5))

@@ -5,6 +5,7 @@ from PIL import Image
 
 from anomseg.data.driving import DrivingDataModule
 from anomseg.data.driving_layouts import CAMVID, CITYSCAPES, DRIVING_LAYOUTS, DrivingLayout, driving_layout_of
+from anomseg.data.group_split import GroupSplit
 from anomseg.data.image_folders import FolderLayout
 from anomseg.errors import SceneFormatError, SceneNotFoundError
 
@@ -29,14 +30,14 @@ def picture(path):
 TREES = {  # name of the layout -> images of training and test, their label files, values there, what they mean: mask and label of the test
     "cityscapes": (
         ("leftImg8bit/train/ulm/u_0_leftImg8bit.png", "gtFine/train/ulm/u_0_gtFine_labelIds.png"),
-        ("leftImg8bit/test/bonn/b_0_leftImg8bit.png", "gtFine/test/bonn/b_0_gtFine_labelIds.png"),
+        ("leftImg8bit/val/bonn/b_0_leftImg8bit.png", "gtFine/val/bonn/b_0_gtFine_labelIds.png"),
         [7, 26, 33, 0, 255],
         {7: (0, 0), 26: (0, 13), 33: (1, 255), 0: (255, 255), 255: (255, 255)},
         ["bicycle"],
     ),
     "cityscapes_train_ids": (
         ("leftImg8bit/train/ulm/u_0_leftImg8bit.png", "gtFine/train/ulm/u_0_gtFine_labelTrainIds.png"),
-        ("leftImg8bit/test/bonn/b_0_leftImg8bit.png", "gtFine/test/bonn/b_0_gtFine_labelTrainIds.png"),
+        ("leftImg8bit/val/bonn/b_0_leftImg8bit.png", "gtFine/val/bonn/b_0_gtFine_labelTrainIds.png"),
         [0, 11, 18, 255],
         {0: (0, 0), 11: (1, 255), 18: (0, 17), 255: (255, 255)},
         ["person"],
@@ -47,13 +48,6 @@ TREES = {  # name of the layout -> images of training and test, their label file
         [0, 3, 10, 11],
         {0: (0, 0), 3: (0, 3), 10: (1, 255), 11: (255, 255)},
         ["bicyclist"],
-    ),
-    "bdd100k": (
-        ("seg/images/train/a.jpg", "seg/labels/train/a_train_id.png"),
-        ("seg/images/test/b.jpg", "seg/labels/test/b_train_id.png"),
-        [0, 16, 18, 255],
-        {0: (0, 0), 16: (1, 255), 18: (1, 255), 255: (255, 255)},
-        ["train", "motorcycle", "bicycle"],
     ),
     "streethazards": (
         ("train/images/training/t1/3.png", "train/annotations/training/t1/3.png"),
@@ -121,6 +115,47 @@ def test_layout__reads_camvid_as_colours(tmp_path):
     (batch,) = data.test_dataloader()
     assert batch["label"][0, 0, :3].tolist() == [3, 255, 255]
     assert batch["mask"][0, 0, :3].tolist() == [0, 1, 255]
+
+
+def test_layout__of_cityscapes_never_reads_the_placeholders_of_the_official_test(tmp_path):
+    for part, town, count, ids in (("train", "ulm", 2, [7, 26, 31]), ("val", "bonn", 1, [7, 31]), ("test", "jena", 1, [0, 1, 2, 3])):
+        for number in range(count):
+            picture(tmp_path / f"leftImg8bit/{part}/{town}/{town}_{number}_leftImg8bit.png")
+            write(tmp_path / f"gtFine/{part}/{town}/{town}_{number}_gtFine_labelIds.png", ids)
+    found = {}
+    for split in (None, GroupSplit("^[a-z]+", test=("bonn",))):
+        data = DrivingDataModule(tmp_path, "cityscapes", hold_out=["train"], split=split)
+        data.setup("fit")
+        data.setup("test")
+        loaders = {"train": data.train_dataloader(), "val": data.val_dataloader(), "test": data.test_dataloader()}
+        found[split] = {stage: [batch["name"] for batch in loader] for stage, loader in loaders.items()}
+    expected = {"train": [["ulm_0"]], "val": [["ulm_1"]], "test": [["bonn_0"]]}
+    assert list(found.values()) == [expected, expected]
+    with pytest.raises(ValueError, match="Expected the groups"):
+        DrivingDataModule(tmp_path, "cityscapes", hold_out=["train"], split=GroupSplit("^[a-z]+", test=("jena",))).setup("test")
+
+
+def test_layout__of_bdd_tests_the_frames_that_show_held_out_classes_on_demand(tmp_path):
+    for name, part, ids in (
+        ("a", "train", [0, 16]),
+        ("b", "train", [0, 1]),
+        ("c", "val", [0, 18, 255]),
+        ("d", "val", [0]),
+        ("e", "test", None),
+    ):
+        picture(tmp_path / f"seg/images/{part}/{name}.jpg")
+        if ids is not None:
+            write(tmp_path / f"seg/labels/{part}/{name}_train_id.png", ids)
+    data = DrivingDataModule(tmp_path, "bdd100k", hold_out=["train", "motorcycle", "bicycle"], hold_out_frames="test")
+    data.setup("fit")
+    data.setup("test")
+    loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
+    assert [[batch["name"][0] for batch in loader] for loader in loaders] == [["b"], ["d"], ["a", "c"]]
+    batch = list(data.test_dataloader())[1]
+    assert batch["mask"][0, 0, :3].tolist() == [0, 1, 255]
+    assert batch["label"][0, 0, :3].tolist() == [0, 255, 255]
+    with pytest.raises(ValueError, match="hold_out_frames='test'"):
+        DrivingDataModule(tmp_path, "bdd100k", hold_out=["train"], hold_out_frames="drop").setup("test")
 
 
 def test_layout__reads_the_flattened_cityscapes(tmp_path):

@@ -97,6 +97,80 @@ def test_masked_objects__come_from_images_without_known_classes(tmp_path):
     source.draw(seeded(7))
 
 
+@pytest.mark.parametrize("exclude", [("CAR",), (2,), ("car", 2)])
+def test_masked_objects__exclude_categories_by_name_and_by_id(tmp_path, exclude):
+    source = save_coco(tmp_path)
+    (tmp_path / "street.png").unlink()
+    for seed in range(6):
+        MaskedObjects(source.images, source.annotations, exclude).draw(seeded(seed))
+
+
+def test_masked_objects__know_the_names_of_lvis(tmp_path):
+    source = save_coco(tmp_path)
+    path = Path(source.annotations)
+    path.write_text(path.read_text().replace('"car"', '"car_(automobile)"'))
+    (tmp_path / "street.png").unlink()
+    for seed in range(6):
+        source.draw(seeded(seed))
+
+
+@pytest.mark.parametrize("exclude", [("kar",), (7,), ("car", "cyclist")])
+def test_masked_objects__refuse_to_exclude_what_is_not_there(tmp_path, exclude):
+    source = save_coco(tmp_path)
+    with pytest.raises(ValueError, match=rf"categories \[{exclude[-1]!r}\] of exclude= .*\(2, 'car'\).*exclude=\(\)"):
+        MaskedObjects(source.images, source.annotations, exclude).draw(seeded())
+
+
+def test_masked_objects__by_default_need_one_category_that_is_excluded(tmp_path):
+    source = save_coco(tmp_path)
+    path = Path(source.annotations)
+    path.write_text(path.read_text().replace('"car"', '"zebra"'))
+    with pytest.raises(ValueError, match="exclude="):
+        source.draw(seeded())
+    assert MaskedObjects(source.images, source.annotations, ()).draw(seeded()).shape == (4, 25, 30)
+
+
+def test_masked_objects__leave_out_annotations_that_outline_nothing(tmp_path):
+    source = save_coco(tmp_path)
+    content = json.loads(Path(source.annotations).read_text())
+    sound = [10, 5, 40, 5, 40, 30, 10, 30]
+    outlines = ([], [[1, 1, 30, 30]], [[0, 0, 50, 0, 50]], [[10.1, 10.1, 10.3, 10.1, 10.3, 10.3]], None)
+    content["annotations"] = [
+        *({"image_id": 1, "category_id": 1, "segmentation": outline} for outline in outlines),
+        *({"image_id": 1, "category_id": 1, "segmentation": outline, "area": 900} for outline in outlines[:3]),
+        {"image_id": 1, "category_id": 1, "area": 900},
+        {"image_id": 1, "category_id": 1, "segmentation": [sound, [1, 1, 2, 2]]},
+    ]
+    Path(source.annotations).write_text(json.dumps(content))
+    for seed in range(8):
+        assert source.draw(seeded(seed)).shape == (4, 25, 30)
+
+
+def test_masked_objects__say_where_annotations_are_of_other_images_or_of_another_kind(tmp_path):
+    source = save_coco(tmp_path)
+    content = json.loads(Path(source.annotations).read_text())
+    content["annotations"] = [{"image_id": 1, "category_id": 1, "segmentation": [[90, 90, 140, 90, 140, 140]], "area": 900}]
+    (tmp_path / "beyond.json").write_text(json.dumps(content))
+    with pytest.raises(SceneNotFoundError, match="show no pixel"):
+        MaskedObjects(source.images, str(tmp_path / "beyond.json")).draw(seeded())
+    (tmp_path / "other.json").write_text(json.dumps({"images": []}))
+    with pytest.raises(SceneFormatError, match=r"'annotations' and 'categories' in .*, but got \['images'\]"):
+        MaskedObjects(source.images, str(tmp_path / "other.json")).draw(seeded())
+
+
+def test_masked_objects__of_masks_need_ids_and_masks_of_the_size_of_their_images(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    Image.fromarray(np.full((60, 60), 5, np.uint8)).save(tmp_path / "masks" / "m.png")
+    Image.fromarray(np.zeros((50, 60, 3), np.uint8)).save(tmp_path / "images" / "m.png")
+    folders = str(tmp_path / "images"), str(tmp_path / "masks")
+    for arguments in ((), (("car",),), ((3, "car"),)):
+        with pytest.raises(ValueError, match=r"ids in exclude= .*exclude=\(\)"):
+            MaskedObjects(*folders, *arguments).draw(seeded())
+    with pytest.raises(SceneFormatError, match=r"\(50, 60\) pixels in .*, but got \(60, 60\)"):
+        MaskedObjects(*folders, ()).draw(seeded())
+
+
 def test_masked_objects__come_from_masks_of_ids(tmp_path):
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
@@ -112,7 +186,7 @@ def test_masked_objects__come_from_masks_of_ids(tmp_path):
     with pytest.raises(SceneNotFoundError, match="3 of them show none"):
         MaskedObjects(source.images, source.annotations, exclude=(3,), least=900).draw(seeded())
     with pytest.raises(SceneNotFoundError, match="named as the images"):
-        MaskedObjects(str(tmp_path / "images"), str(tmp_path / "images")).draw(seeded())
+        MaskedObjects(str(tmp_path / "images"), str(tmp_path / "images"), exclude=()).draw(seeded())
 
 
 def test_masked_objects__say_where_nothing_is_left(tmp_path):

@@ -1,15 +1,23 @@
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from anomseg.checkpoint import load
+from anomseg.data.synthetic_driving import SyntheticDrivingDataModule
 from anomseg.errors import CheckpointError, NotFittedError
+from anomseg.functional.area_rx import gaussian
 from anomseg.methods.pebal import PEBAL
-from anomseg.methods.segmenter import Segmenter
+from anomseg.methods.residual_pattern import RPL
+from anomseg.methods.segmenter import SegmentationReadout, Segmenter
 from anomseg.nets.segmentation import CompactSegmenter
-from tests.methods.driving import loader, trainer
+from anomseg.nets.segmentation_module import TrainedModule
+from anomseg.nets.wide_resnet import WideResNet38
+from anomseg.sample import collate
+from tests.methods.driving import Stripes, loader, trainer
 
 NET = CompactSegmenter(width=6, levels=2)
 
@@ -54,10 +62,55 @@ def test_start_from__says_what_does_not_fit(trained, tmp_path):
     path, _ = trained
     with pytest.raises(CheckpointError, match="for 4 classes"):
         PEBAL(4, NET, segmenter=path).setup("fit")
+    with pytest.raises(CheckpointError, match=r"for 2 classes in .*, but it was trained for 3"):
+        PEBAL(2, NET, segmenter=path).setup("fit")
     with pytest.raises(CheckpointError, match="CompactSegmenter"):
         Segmenter(3, CompactSegmenter(width=8, levels=2), segmenter=path).setup("fit")
     with pytest.raises(FileNotFoundError, match="no such file"):
         Segmenter(3, NET, segmenter=str(tmp_path / "none.ckpt")).setup("fit")
+
+
+def test_start_from__takes_no_output_to_abstain_for_a_class(trained, tmp_path):
+    path, _ = trained
+    loop = trainer(tmp_path)
+    loop.fit(PEBAL(3, NET, segmenter=path), loader(), loader(seed=1))
+    loop.save_checkpoint(tmp_path / "pebal.ckpt")
+    with pytest.raises(CheckpointError, match=r"for 4 classes in .*, but it was trained for 3"):
+        SegmentationReadout(4, str(tmp_path / "pebal.ckpt"), NET).setup("fit")
+
+
+@pytest.mark.parametrize(("classes", "method"), [(4, PEBAL), (4, SegmentationReadout), (6, SegmentationReadout)])
+def test_ready_weights__of_other_classes_are_refused(tmp_path, classes, method):
+    spec = WideResNet38(16, str(tmp_path / "published.pth"))
+    torch.save({"state_dict": spec.build(3, 5).state_dict()}, tmp_path / "published.pth")
+    with pytest.raises(CheckpointError, match=f"of {classes} classes in .*, but it has 5"):
+        method(classes, net=spec).setup("fit")
+
+
+def test_fit__refuses_a_data_module_of_other_classes(tmp_path):
+    data = SyntheticDrivingDataModule(2, 1, 1, size=(48, 48))
+    with pytest.raises(ValueError, match=r"data module of 7 classes, but it has 6: \['road'"):
+        trainer(tmp_path).fit(Segmenter(7, NET), data)
+
+
+def test_fit__goes_on_from_a_checkpoint_without_any_other_file(trained, tmp_path):
+    path, _ = trained
+    for kind in (Segmenter, PEBAL, RPL, SegmentationReadout):
+        folder = tmp_path / kind.__name__
+        folder.mkdir()
+        moved = Path(shutil.copy(path, folder / "segmenter.ckpt"))
+        first = trainer(folder, 1)
+        first.fit(kind(3, net=NET, segmenter=str(moved)), loader(), loader(seed=1))
+        first.save_checkpoint(folder / "own.ckpt")
+        moved.unlink()
+        for segmenter in (str(moved), None):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message=".*fresh weights")
+                again, second = kind(3, net=NET, segmenter=segmenter), trainer(folder, 2, num_sanity_val_steps=0)
+                second.fit(again, loader(), loader(seed=1), ckpt_path=folder / "own.ckpt")
+            assert second.global_step == first.global_step * (2 if kind.learns else 1)
+        with pytest.raises(FileNotFoundError, match="no such file"):
+            trainer(folder).fit(kind(3, net=NET, segmenter=str(moved)), loader(), loader(seed=1))
 
 
 def test_checkpoint__needs_no_file_of_the_segmenter(trained, tmp_path):
@@ -83,6 +136,45 @@ def test_training_truth__counts_neither_void_nor_data_that_is_missing():
     assert (label[outlier] == 255).all()
 
 
+class Stacked(Stripes):
+    """Truth with a channel axis, and labels in the type that files are stored in."""
+
+    def __init__(self, dtype, **options):
+        super().__init__(**options)
+        self.dtype = dtype
+
+    def __getitem__(self, index):
+        sample = Stripes.__getitem__(self, index)
+        return {**sample, "mask": sample["mask"][None], "label": sample["label"][None].to(self.dtype)}
+
+
+@pytest.mark.parametrize("kind", [Segmenter, PEBAL])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_truth__may_have_a_channel_axis_and_any_integer_type(tmp_path, kind, dtype):
+    found = []
+    for stacked in (False, True):
+        torch.manual_seed(0)
+        method, loop = kind(3, NET), trainer(tmp_path)
+        data = [DataLoader(Stacked(dtype, seed=s), batch_size=4, collate_fn=collate) if stacked else loader(seed=s) for s in (0, 1)]
+        loop.fit(method, *data)
+        found.append((float(loop.callback_metrics["val_miou"]), *(p.detach().clone() for p in method.parameters())))
+    for plain, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, plain)
+
+
+def test_blur__lets_pixels_without_data_have_no_influence():
+    torch.manual_seed(0)
+    method = SegmentationReadout(3, net=TrainedModule(torch.nn.Conv2d(3, 3, 1)))
+    method.setup("fit")
+    image = torch.rand(1, 3, 24, 24)
+    image[..., :12] = torch.nan
+    with torch.no_grad():
+        sharp = method.score_map(image)
+        method.blur = 2.0
+        blurred = method.score_map(image)
+    torch.testing.assert_close(blurred[..., 12:], gaussian(sharp[..., 12:], 2.0))
+
+
 def test_methods__say_what_is_missing(trained):
     batch = next(iter(loader()))
     with pytest.raises(NotFittedError, match="trained net"):
@@ -91,6 +183,8 @@ def test_methods__say_what_is_missing(trained):
         Segmenter(3, NET, in_channels=4).score(batch["image"])
     with pytest.raises(ValueError, match="'label'"):
         Segmenter(3, NET).training_truth({"image": batch["image"]})
+    with pytest.raises(TypeError, match=r"integer tensor, but got torch.float32"):
+        Segmenter(3, NET).training_truth({**batch, "label": batch["label"].float()})
     with pytest.raises(ValueError, match=r"Expected labels 0 to 1, .* got \[2\]"):
         Segmenter(2, NET).training_truth(batch)
     with pytest.raises(ValueError, match="classes >= 2"):

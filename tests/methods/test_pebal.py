@@ -1,18 +1,21 @@
 import copy
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from anomseg.checkpoint import load
 from anomseg.functional.energy import free_energy
 from anomseg.methods.pebal import PEBAL
 from anomseg.methods.pebal_training import MAX_ENTROPY, PUBLISHED_MARGINS, PEBALLoss
-from anomseg.methods.segmenter import Segmenter
+from anomseg.methods.segmenter import SegmentationReadout, Segmenter
 from anomseg.nets.segmentation import CompactSegmenter
 from anomseg.nets.segmentation_module import TrainedModule
 from anomseg.nets.wide_resnet import WideResNet38
 from anomseg.optimisation import Optimisation
-from tests.methods.driving import loader, trainer
+from anomseg.sample import collate
+from tests.methods.driving import Stripes, loader, trainer
 
 NET = CompactSegmenter(width=12, levels=3)
 STEPS = Optimisation(3e-3, schedule="constant")
@@ -136,6 +139,92 @@ def test_pebal__starts_from_ready_weights_of_other_origin(tmp_path):
         assert logits.shape[1] == 4
         trainer(tmp_path, enable_checkpointing=False).fit(method.train(), loader(count=4), loader(seed=1, count=4))
         assert not method.margin.isnan().any()
+
+
+def test_pebal__of_a_module_of_your_own_loads_with_that_module_in_the_same_session(tmp_path):
+    torch.manual_seed(0)
+    own = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Conv2d(8, 3, 1))
+    image, before = next(iter(loader()))["image"], copy.deepcopy(own.state_dict())
+    readout = SegmentationReadout(3, net=TrainedModule(own))
+    method, loop = PEBAL(3, TrainedModule(own, head="3"), optimisation=STEPS), trainer(tmp_path)
+    loop.fit(method, loader(), loader(seed=1))
+    loop.save_checkpoint(tmp_path / "own.ckpt")
+    for name, value in own.state_dict().items():
+        assert torch.equal(value, before[name])
+    readout.setup("fit")
+    assert readout.logits(image).shape[1] == 3
+    again = PEBAL.load_from_checkpoint(tmp_path / "own.ckpt", net=TrainedModule(own, head="3"), weights_only=True)
+    with torch.no_grad():
+        assert torch.equal(again.score_map(image), method.score_map(image))
+
+
+def test_pebal__refuses_a_module_of_other_classes_or_without_a_decoder():
+    own = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 3, 1))
+    for classes in (2, 4):
+        with pytest.raises(ValueError, match=f"a module of {classes} classes, but its head '1' has 3"):
+            PEBAL(classes, TrainedModule(own, head="1"))
+    with pytest.raises(ValueError, match="TrainedModule names none"):
+        PEBAL(3, TrainedModule(own, head="1"), trainable="decoder")
+
+
+class Watch(pl.Callback):
+    """Note what a training is like at each step."""
+
+    def __init__(self):
+        self.resting, self.training = [], []
+
+    def on_train_batch_end(self, trainer, method, *_):
+        self.resting.append((trainer.current_epoch, method._resting))
+        self.training.append(method.network.stages[0].training)
+
+
+def saving(folder, every):
+    return pl.callbacks.ModelCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=every, save_top_k=-1)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_frozen_batch_norms__do_not_drift_wherever_a_training_is_resumed(tmp_path, step):
+    torch.manual_seed(0)
+    net = CompactSegmenter(6, 2, "batch")
+    first = PEBAL(3, net, trainable="head", optimisation=STEPS)
+    trainer(tmp_path, 2, callbacks=[saving(tmp_path, 1)]).fit(first, loader(), loader(seed=1))
+    again, watch = PEBAL(3, net, trainable="head", optimisation=STEPS), Watch()
+    resumed = trainer(tmp_path, 2, callbacks=[watch], num_sanity_val_steps=0)
+    resumed.fit(again, loader(), loader(seed=1), ckpt_path=tmp_path / f"step={step}.ckpt")
+    assert watch.training == [False] * (4 - step)
+    for name, value in first.network.named_buffers():
+        assert torch.equal(again.network.get_buffer(name), value)
+
+
+@pytest.mark.parametrize(("step", "expected"), [(1, [(0, True), (1, False)]), (2, [(1, False)])])
+def test_put_off_margins__of_a_resumed_training_are_measured_in_time(tmp_path, step, expected):
+    torch.manual_seed(0)
+    trainer(tmp_path, 1, callbacks=[saving(tmp_path, 1)]).fit(PEBAL(3, NET, optimisation=STEPS), loader(), loader(seed=1))
+    again, watch = PEBAL(3, NET, optimisation=STEPS), Watch()
+    resumed = trainer(tmp_path, 2, callbacks=[watch], num_sanity_val_steps=0)
+    resumed.fit(again, loader(), loader(seed=1), ckpt_path=tmp_path / f"step={step}.ckpt")
+    assert sorted(set(watch.resting)) == expected
+    assert not again.margin.isnan().any()
+
+
+def test_second_training__of_fresh_weights_does_not_rest_again(tmp_path):
+    torch.manual_seed(0)
+    method = PEBAL(3, NET, optimisation=STEPS)
+    trainer(tmp_path, 1).fit(method, loader(), loader(seed=1))
+    assert method.margin.isnan().all()
+    trainer(tmp_path / "again", 1).fit(method, loader(), loader(seed=1))
+    assert not method.margin.isnan().any()
+
+
+def test_margins__are_measured_where_few_frames_show_outliers(segmenter, tmp_path):
+    class Few(Stripes):
+        def __getitem__(self, index):
+            return Stripes(self.count, index == self.count - 1, self.seed)[index]
+
+    data = DataLoader(Few(24), batch_size=1, collate_fn=collate)
+    method = PEBAL(3, NET, segmenter=segmenter[0], optimisation=STEPS)
+    trainer(tmp_path, limit_train_batches=1).fit(method, data, loader(seed=1))
+    assert not method.margin.isnan().any()
 
 
 def test_max_entropy__needs_neither_abstention_nor_energy(segmenter, tmp_path):

@@ -3,8 +3,9 @@ import torch
 
 from anomseg.functional.abstention import abstention_loss, energy_penalty
 from anomseg.functional.energy import energy_hinge, energy_smoothness, free_energy
-from anomseg.methods.pebal_training import PEBALLoss, energy_sums, measured_margins, pebal_losses
-from anomseg.methods.segmenter import class_loss
+from anomseg.methods.pebal_training import PEBALLoss, energy_sums, first_batches, measured_margins, pebal_losses, require_outliers
+from anomseg.methods.segmenter import Segmenter, class_loss
+from anomseg.nets.segmentation import CompactSegmenter
 
 MARGINS = (-4.0, -2.0)
 
@@ -80,3 +81,33 @@ def test_measured_margins__lie_outside_of_the_means():
     assert high == pytest.approx(float(energy[outlier].mean() + 0.5 * energy[~outlier].std(correction=0)), abs=1e-5)
     with pytest.raises(ValueError, match=r"SyntheticOutliers\(\)"):
         measured_margins(energy_sums([(energy[0], ~outlier[0], torch.zeros_like(outlier[0]))]))
+
+
+def frames(monkeypatch, count, shown, size=1):
+    """Serve frames of which those numbered in `shown` hold an outlier, and count how many are read."""
+    read = []
+
+    def serve(method):
+        for number in range(count):
+            read.append(number)
+            mask = torch.zeros(size, 4, 4, dtype=torch.int64)
+            mask[:, 0, 0] = int(number in shown)
+            yield {"image": torch.rand(size, 3, 4, 4), "mask": mask, "label": torch.zeros(size, 4, 4, dtype=torch.int64)}
+
+    monkeypatch.setattr("anomseg.methods.pebal_training.training_batches", serve)
+    return Segmenter(3, CompactSegmenter(4, 2)), read
+
+
+@pytest.mark.parametrize(("shown", "expected"), [((3,), 16), ((15,), 16), ((100,), 101), ((400,), 256)])
+def test_first_batches__go_on_until_an_outlier_is_seen_or_enough_images_are(monkeypatch, shown, expected):
+    method, _ = frames(monkeypatch, 500, shown)
+    assert len(list(first_batches(method))) == expected
+    assert len(list(first_batches(frames(monkeypatch, 500, shown, 32)[0]))) == 16
+
+
+def test_require_outliers__takes_sources_that_seldom_paste_and_refuses_none(monkeypatch):
+    method, read = frames(monkeypatch, 500, (200,))
+    require_outliers(method)
+    assert len(read) == 201
+    with pytest.raises(ValueError, match="in the first 40 training images"):
+        require_outliers(frames(monkeypatch, 40, ())[0])

@@ -7,6 +7,7 @@ from anomseg.functional.readouts import softmax_entropy
 from anomseg.methods.residual_pattern import RPL, RPLLoss, residual_losses
 from anomseg.methods.segmenter import Segmenter
 from anomseg.nets.segmentation import CompactSegmenter
+from anomseg.nets.segmentation_module import TrainedModule
 from anomseg.optimisation import Optimisation
 from tests.methods.driving import loader, trainer
 
@@ -39,6 +40,27 @@ def test_rpl__finds_outliers_with_the_classes_bit_for_bit_as_before(segmenter, t
     loop.save_checkpoint(tmp_path / "own.ckpt")
     with torch.no_grad():
         assert torch.equal(load(tmp_path / "own.ckpt").score_map(image), method.score_map(image))
+
+
+def test_rpl__of_a_module_of_your_own_has_its_classes_bit_for_bit_whatever_it_does_after_its_head(tmp_path):
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 4, 1), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+            self.head = torch.nn.Conv2d(8, 3, 1)
+
+        def forward(self, image):
+            logits = self.head(self.body(image)) + torch.tensor([1.0, 0.0, -1.0]).view(3, 1, 1)
+            return torch.nn.functional.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=True)
+
+    torch.manual_seed(0)
+    module, image = Own().eval(), next(iter(loader(seed=2)))["image"]
+    method = RPL(3, TrainedModule(module, head="head"), channels=8, optimisation=STEPS)
+    trainer(tmp_path).fit(method, loader(), loader(seed=1))
+    with torch.no_grad():
+        logits, before = method.eval().logits(image), module(image)
+    assert torch.equal(logits[:, :3], before)
+    assert not torch.allclose(logits[:, 3:], before)
 
 
 def test_residual_losses__are_the_published_terms():

@@ -97,7 +97,7 @@ def test_readout__of_a_published_checkpoint_needs_no_training(tmp_path):
         assert torch.equal(load(tmp_path / "own.ckpt")(image), method.eval()(image))
     torch.save({"state_dict": spec.build(4, 3).state_dict()}, tmp_path / "published.pth")
     with pytest.raises(ValueError, match="in_channels=4"):
-        trainer(tmp_path).fit(SegmentationReadout(3, net=spec, in_channels=4), loader(), loader())
+        trainer(tmp_path, num_sanity_val_steps=0).fit(SegmentationReadout(3, net=spec, in_channels=4), loader(), loader())
 
 
 def test_readout__of_a_module_of_your_own_loads_with_that_module(tmp_path):

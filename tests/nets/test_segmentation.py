@@ -20,6 +20,13 @@ def test_compact_net__decides_from_its_features():
     assert not parts & {id(p) for p in net.stages.parameters()}
 
 
+def test_revise__gives_the_logits_before_and_after_a_change_of_the_features():
+    net, image = CompactSegmenter(width=8).build(3, 5).eval(), torch.rand(2, 3, 30, 50)
+    known, changed = net.revise(image, lambda features: features * 2)
+    assert torch.equal(known, net(image))
+    assert torch.equal(changed, net.decide(net.features(image) * 2, (30, 50)))
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_widen_head__keeps_what_the_net_gave(rows):
     net = CompactSegmenter(width=8).build(3, 5).eval()
@@ -28,6 +35,7 @@ def test_widen_head__keeps_what_the_net_gave(rows):
     widen_head(net, rows)
     after = net(image)
     assert after.shape[1] == 5 + rows
+    assert net.added == rows
     torch.testing.assert_close(after[:, :5], before)
     assert after[:, 5:].abs().sum() > 0
     with pytest.raises(ValueError, match="one or more outputs"):

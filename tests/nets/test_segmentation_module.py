@@ -26,17 +26,41 @@ def test_trained_module__gives_its_own_logits_at_the_size_of_the_image(named):
     assert torch.equal(net(image), expected)
 
 
-def test_trained_module__with_a_named_head_takes_further_outputs():
+def test_trained_module__with_a_named_head_takes_further_outputs_and_leaves_yours_as_it_is():
     module, image = Half(), torch.rand(1, 3, 8, 8)
-    before = TrainedModule(module).build(3, 4)(image)
-    net = TrainedModule(module, head="body.2").build(3, 5)
-    assert module.body[2] is net.head
-    torch.testing.assert_close(net(image)[:, :4], before)
-    assert torch.equal(net.features(image), module.body[1](module.body[0](image)))
-    assert torch.equal(net.decide(net.features(image), (8, 8)), net(image))
-    widen_head(net)
-    assert net.head.out_channels == 6
-    assert net.decoder == []
+    spec, before = TrainedModule(module, head="body.2"), TrainedModule(module).build(3, 4)
+    for _ in range(2):
+        net = spec.build(3, 4)
+        widen_head(net)
+        assert (net.head.out_channels, net.added, net.decoder) == (5, 1, [])
+        torch.testing.assert_close(net(image)[:, :4], before(image))
+        assert torch.equal(net.features(image), module.body[1](module.body[0](image)))
+        assert torch.equal(net.decide(net.features(image), (8, 8)), net(image))
+    nn.init.zeros_(net.module.body[0].weight)
+    assert module.body[2].out_channels == 4
+    assert module.body[0].weight.any()
+
+
+def test_trained_module__refuses_a_head_of_other_classes():
+    for outputs in (3, 5):
+        with pytest.raises(ValueError, match=f"Expected a module of {outputs} classes, but its head 'body.2' has 4"):
+            TrainedModule(Half(), head="body.2").build(3, outputs)
+
+
+def test_revise__includes_what_the_module_does_after_its_head():
+    class Aligned(Half):
+        def forward(self, image):
+            grown = nn.functional.interpolate(self.body(image), image.shape[-2:], mode="bilinear", align_corners=True)
+            return grown + torch.arange(4.0).view(4, 1, 1)
+
+    module, image = Aligned(), torch.rand(2, 3, 10, 14)
+    net = TrainedModule(module, head="body.2").build(3, 4)
+    known, changed = net.revise(image, lambda features: features + 1)
+    assert torch.equal(known, module(image))
+    with torch.no_grad():
+        module.body[2].bias += module.body[2].weight.sum((1, 2, 3))  # what a change of 1 in each channel adds
+    torch.testing.assert_close(changed, module(image))
+    assert torch.equal(net(image), known)
 
 
 def test_ready__gives_the_bands_that_the_module_expects():

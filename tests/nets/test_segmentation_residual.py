@@ -25,6 +25,14 @@ def test_residual_pattern_net__leaves_the_frozen_net_bit_for_bit(norm):
     assert not torch.allclose(moved[:, 4:], before)
 
 
+def test_residual_pattern_net__decides_from_features_as_from_the_image():
+    torch.manual_seed(0)
+    net, image = ResidualPatternNet(CompactSegmenter(8, 2).build(3, 4), 8).eval(), torch.rand(2, 3, 24, 32)
+    torch.nn.init.normal_(net.pattern.out.weight)
+    with torch.no_grad():
+        assert torch.equal(net.decide(net.features(image), (24, 32)), net(image))
+
+
 def test_residual_pattern_net__trains_the_pattern_alone():
     net = ResidualPatternNet(CompactSegmenter(8, 2, "batch").build(3, 4), 8)
     learnt = {name.split(".")[0] for name, p in net.named_parameters() if p.requires_grad}

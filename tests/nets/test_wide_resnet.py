@@ -37,10 +37,12 @@ def test_net__has_an_output_stride_of_eight_and_full_logits():
     assert net.features(torch.rand(1, 3, 64, 80)).shape == (1, 16, 32, 40)
 
 
-@pytest.mark.parametrize("outputs", [5, 6])
-def test_load_published__fills_every_layer_and_keeps_further_rows(tmp_path, outputs):
+@pytest.mark.parametrize("added", [0, 1])
+def test_load_published__fills_every_layer_and_keeps_added_rows(tmp_path, added):
     path, weights = published(WideResNetNet(3, 5, 16), tmp_path)
-    net = WideResNetNet(3, outputs, 16)
+    net = WideResNetNet(3, 5, 16)
+    if added:
+        widen_head(net, added)
     last = net.head.weight[5:].clone()
     load_published(net, path)
     for name, value in net.state_dict().items():
@@ -78,8 +80,14 @@ def test_load_published__changes_nothing_where_the_file_does_not_fit(tmp_path):
     before = {name: value.clone() for name, value in net.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"bot_fine.weight.*missing"):
         load_published(net, path)
-    path, _ = published(WideResNetNet(3, 7, 16), tmp_path)
-    with pytest.raises(CheckpointError, match=r"final.6.weight: \(7"):
+    for classes, added in ((7, 0), (4, 0), (6, 1), (4, 1)):
+        path, _ = published(WideResNetNet(3, classes, 16), tmp_path)
+        wrong = WideResNetNet(3, 5, 16)
+        if added:
+            widen_head(wrong, added)
+        with pytest.raises(CheckpointError, match=f"of 5 classes in .*, but it has {classes}"):
+            load_published(wrong, path)
+    with pytest.raises(CheckpointError, match=r"of 5 classes in .*, but it has 4"):
         load_published(net, path)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     with pytest.raises(ValueError, match="divisor"):
