@@ -51,7 +51,7 @@ class GroupSplit:
         Raises:
             ValueError: a name holds no group, a group that is named does not exist, or nothing is left to train.
         """
-        groups = {name: self._group(name) for name in sorted(names)}
+        groups = {name: self.group_of(name) for name in sorted(names)}
         missing = sorted({*self.test, *self.val, *self.train} - set(groups.values()))
         rest = tuple(sorted(set(groups.values()) - {*self.test, *self.val}))
         if missing or not rest:
@@ -62,7 +62,7 @@ class GroupSplit:
         train, val, test = ([name for name, group in groups.items() if group in part] for part in (self.train or rest, self.val, self.test))
         return train, val, test
 
-    def _group(self, name: str) -> str:
+    def group_of(self, name: str) -> str:
         match = re.search(self.pattern, name)
         if match is None:
             raise ValueError(f"Expected the pattern {self.pattern!r} in every name, but '{name}' has none. Correct the pattern.")

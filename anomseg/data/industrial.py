@@ -5,10 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from anomseg.data.augment import Augmentation
 from anomseg.data.crops import CropDataset
@@ -18,10 +20,13 @@ from anomseg.data.industrial_images import ImageSize, IndustrialImage, check_ima
 from anomseg.data.industrial_layouts import IndustrialLayout, IndustrialLayoutName
 from anomseg.data.industrial_patches import PatchRule
 from anomseg.data.industrial_sets import IndustrialParts, IndustrialSet, TestDefects, predicted_images, shared_set
-from anomseg.data.industrial_split import IndustrialSplit
-from anomseg.data.scene_datamodule import SceneDataModule, Stage
-from anomseg.data.scene_dataset import SceneDataset, SceneLoader, calibration_mask, full_mask, held_out_mask
+from anomseg.data.industrial_split import IndustrialSplit, check_industrial_split
+from anomseg.data.scene import Scene
+from anomseg.data.scene_datamodule import SceneDataModule, SceneFacts, Stage
+from anomseg.data.scene_dataset import MaskRule, SceneDataset, SceneLoader, calibration_mask, full_mask, held_out_mask
 from anomseg.errors import SceneFormatError
+
+_BLOCKS = 4  # along the shorter side, where blocks calibrate: smaller ones would leave features of patches hardly a place free of them
 
 
 class IndustrialDataModule(SceneDataModule):
@@ -77,8 +82,10 @@ class IndustrialDataModule(SceneDataModule):
             augment: changes training samples.
             crops: training samples from each image in an epoch.
             val_share: share of the training images of each category that validate, 0 to below 1, where the split sets none apart.
-                Without any, blocks of the training images calibrate and are 255 in training.
-            predict_root: images to predict; None takes those that test.
+                Sessions, groups and the patches of an image stay together. Without any, blocks of the training images calibrate and are
+                255 in training: a quarter of them, a quarter of the shorter side long.
+            predict_root: images to predict, laid out as the set or directly in a folder; of the latter the category is known where
+                there is but one. None takes those that test.
             batch_size: samples a batch; images of different sizes are evaluated one by one.
             num_workers: loader processes.
             tile: side of a training crop in pixels; None trains on whole images.
@@ -107,6 +114,7 @@ class IndustrialDataModule(SceneDataModule):
         if isinstance(categories, str):
             raise ValueError(f"Expected a sequence of categories, but got the text '{categories}'. Write ['{categories}'].")
         check_image_size(size)
+        check_industrial_split(split)
         self.root, self.layout, self.categories, self.split, self.test_defects = root, layout, categories, split, test_defects
         self.patches, self.size, self.bands, self.channels = patches, size, bands, channels
         self.corruption, self.augment, self.crops, self.val_share = corruption, augment, crops, val_share
@@ -141,8 +149,10 @@ class IndustrialDataModule(SceneDataModule):
         """
         parts = self._shared()
         if stage == "predict" and self.predict_root is not None:
-            found = predicted_images(self.predict_root, self.sets[0].described, self.known_categories[0])
-            return self._finished([replace(image, size=self.sets[0].size) for image in found], self._bands_of(parts["train"]))
+            only = self.known_categories[0] if len(self.known_categories) == 1 else ""
+            found = predicted_images(self.predict_root, self.sets[0].described, only)
+            images = self._finished([replace(image, size=self.sets[0].size) for image in found], self._bands_of(parts["train"]))
+            return [image if image.file.category else UncategorisedImage(image) for image in images]
         images = parts["train" if stage == "val" and not parts["val"] else "test" if stage == "predict" else stage]
         if not images:
             raise ValueError(f"Expected images to {stage}, but the split gives none. Correct split=, or the folders.")
@@ -152,11 +162,15 @@ class IndustrialDataModule(SceneDataModule):
         """Build the samples of one stage: images or crops to train, corrupted anew in each epoch."""
         blocks = not self._shared()["val"]
         if stage != "train":
-            rule = self.block_rule(calibration_mask) if blocks and stage == "val" else full_mask
+            rule = self._surface_rule(calibration_mask) if blocks and stage == "val" else full_mask
             return self.scene_dataset(stage, rule, tiled=self.evaluate_on == "tiles")
-        whole = self.scene_dataset(stage, self.block_rule(held_out_mask) if blocks else full_mask, tiled=False)
+        whole = self.scene_dataset(stage, self._surface_rule(held_out_mask) if blocks else full_mask, tiled=False)
         finish = None if self.corruption is None else CorruptSample(self.corruption, whole, self._others())
         return CropDataset(whole, self.tile, self._samples, self.augment, self.seed, finish=finish)
+
+    def _surface_rule(self, rule: Any) -> MaskRule:
+        """Bind a rule of blocks to the share and seed of this module, and to blocks that fit each image."""
+        return partial(_in_blocks, rule=rule, share=self.calibration_share, seed=self.seed)
 
     def _others(self) -> dict[str, tuple[int, ...]]:
         """Index the training images by category."""
@@ -209,6 +223,14 @@ class IndustrialDataModule(SceneDataModule):
                 "which look more normal than a new image will.",
                 stacklevel=2,
             )
+        alone = sorted(known - {image.file.category for image in val}) if val else []
+        if alone:
+            warnings.warn(
+                f"No image of the categories {alone} is left to validate: scores are calibrated on the other categories alone, and their "
+                "heat says little of these. A category wants two or more training images (or sessions, where the split has these), and "
+                "val_share above 0.",
+                stacklevel=2,
+            )
         small = 0 if self.tile is None else sum(min(image.scaled) < self.tile for image in train)
         if small:
             warnings.warn(
@@ -216,6 +238,36 @@ class IndustrialDataModule(SceneDataModule):
                 "without data. Lower tile=, or enlarge them with size=.",
                 stacklevel=2,
             )
+
+
+def _in_blocks(mask: Tensor | None, size: tuple[int, int], rule: Any, share: float, seed: int) -> Tensor:
+    """Apply a rule of blocks whose side is a part of the shorter side of the image."""
+    masked: Tensor = rule(mask, size, block=max(1, min(size) // _BLOCKS), share=share, seed=seed)
+    return masked
+
+
+@dataclass(frozen=True)
+class UncategorisedImage:
+    """Load an image of which nothing is known, not even what it shows.
+
+    Attributes:
+        image: the image; what its file says of the category is left out.
+    """
+
+    image: IndustrialImage
+
+    @property
+    def name(self) -> str:
+        """Name the image."""
+        return f"unknown/{self.image.file.stem}"
+
+    def facts(self) -> SceneFacts:
+        """Give what the checks of a data module need, without a look at the pixels."""
+        return replace(self.image.facts(), name=self.name)
+
+    def __call__(self) -> Scene:
+        """Read the image; see `IndustrialImage`."""
+        return replace(self.image(), name=self.name, category=None)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-import torch
-
 from anomseg.data.image_folders import IMAGE_SUFFIXES, PARTS, Part
 from anomseg.data.image_split import ShareSplit
 from anomseg.data.industrial_images import ImageSize, IndustrialImage, check_image_size
@@ -22,7 +20,14 @@ from anomseg.data.industrial_layouts import (
     industrial_layout_of,
 )
 from anomseg.data.industrial_patches import PatchRule
-from anomseg.data.industrial_split import IndustrialSplit, SessionSplit
+from anomseg.data.industrial_split import (
+    IndustrialSplit,
+    SessionSplit,
+    check_industrial_split,
+    drawn_to_validate,
+    kept_together,
+    share_out,
+)
 from anomseg.errors import SceneNotFoundError
 from anomseg.sample import ANOMALY, IGNORE
 
@@ -60,6 +65,7 @@ class IndustrialSet:
     def __post_init__(self) -> None:
         industrial_layout_of(self.layout)
         check_image_size(self.size)
+        check_industrial_split(self.split)
         if isinstance(self.categories, str):
             raise ValueError(f"Expected a sequence of categories, but got the text '{self.categories}'. Write ['{self.categories}'].")
         if isinstance(self.size, list):  # images are told apart by what describes them
@@ -80,7 +86,8 @@ def shared_set(chosen: IndustrialSet, val_share: float = 0.1, seed: int = 0) -> 
 
     Args:
         chosen: the data set.
-        val_share: share of the training images of each category that validate instead, where the split sets none apart; 0 for none.
+        val_share: share of the training images of each category that validate instead, where the split sets none apart; 0 for none. All
+            patches of an image stay together, and so do the images of a session of `SessionSplit` or a group of `GroupSplit`.
         seed: of splits by shares, and of those images.
 
     Returns:
@@ -113,7 +120,10 @@ def shared_set(chosen: IndustrialSet, val_share: float = 0.1, seed: int = 0) -> 
             f"{sorted({str(image.file.defect) for image in images})}. Name the normal ones in good= of the layout, or give patches=."
         )
     _say_what_is_unknown(images)
-    return _with_validation(_shared(chosen, images, owner, seed), val_share, seed)
+    split, pools = _split_of(chosen), _pools(chosen, images, owner)
+    unit = kept_together(split, pools)
+    unit_of = {image: unit.get(owner[image], owner[image]) for image in images}
+    return _with_validation(_shared(chosen, images, owner, seed), unit_of, val_share, seed)
 
 
 def predicted_images(root: str | Path, layout: IndustrialLayout, category: str) -> list[IndustrialImage]:
@@ -122,7 +132,7 @@ def predicted_images(root: str | Path, layout: IndustrialLayout, category: str) 
     Args:
         root: the folder.
         layout: of the data set.
-        category: what images that lie directly in the folder show.
+        category: what images that lie directly in the folder show; empty where nobody knows.
 
     Raises:
         SceneNotFoundError: there is no image.
@@ -155,20 +165,30 @@ def _patches(image: IndustrialImage, rule: PatchRule) -> list[IndustrialImage]:
     return [replace(image, file=replace(image.file, defect=kind), window=window) for kind, windows in kinds for window in windows]
 
 
+def _split_of(chosen: IndustrialSet) -> IndustrialSplit | None:
+    """Choose the split; None where the folders say which images train."""
+    split = chosen.split or chosen.described.split
+    return split if split is not None or chosen.described.train is not None else ShareSplit(0.6, 0.1, 0.3)
+
+
+def _pools(chosen: IndustrialSet, images: list[IndustrialImage], owner: dict[IndustrialImage, str]) -> list[list[str]]:
+    """List the names that are shared out together: those of each category where shares are drawn, else all."""
+    whole = {owner[image] for image in images if image.file.defect == GOOD or chosen.test_defects == "split"}
+    if not isinstance(_split_of(chosen), ShareSplit | SessionSplit):
+        return [sorted(whole)]
+    category_of = {owner[image]: image.file.category for image in images}
+    pools = [[name for name in sorted(whole) if category_of[name] == category] for category in sorted(set(category_of.values()))]
+    return [pool for pool in pools if pool]
+
+
 def _shared(chosen: IndustrialSet, images: list[IndustrialImage], owner: dict[IndustrialImage, str], seed: int) -> IndustrialParts:
     """Give each image to the part of the image that it is, or was cut from."""
-    split = chosen.split or chosen.described.split
+    split = _split_of(chosen)
     normal = {owner[image] for image in images if image.file.defect == GOOD}
-    if split is None and chosen.described.train is not None:
+    if split is None:
         part_of: dict[str, Part] = {owner[image]: image.file.part or "test" for image in images}
     else:
-        split = split or ShareSplit(0.6, 0.1, 0.3)
-        whole = normal if chosen.test_defects == "all" else set(owner.values())
-        category_of = {owner[image]: image.file.category for image in images}
-        pools = [whole]
-        if isinstance(split, ShareSplit | SessionSplit):
-            pools = [{name for name in whole if category_of[name] == category} for category in sorted(set(category_of.values()))]
-        shares = [split.share(sorted(pool), seed) for pool in pools if pool]
+        shares = [share_out(split, pool, seed) for pool in _pools(chosen, images, owner)]
         part_of = {name: part for shared in shares for part, names in zip(PARTS, shared, strict=True) for name in names}
     parts: IndustrialParts = {part: [] for part in PARTS}
     for image in images:
@@ -181,17 +201,16 @@ def _shared(chosen: IndustrialSet, images: list[IndustrialImage], owner: dict[In
     return parts
 
 
-def _with_validation(parts: IndustrialParts, val_share: float, seed: int) -> IndustrialParts:
-    """Let some training images of each category validate, where none do."""
+def _with_validation(parts: IndustrialParts, unit_of: dict[IndustrialImage, str], val_share: float, seed: int) -> IndustrialParts:
+    """Let some training images of each category validate, where none do; what is one unit is never parted."""
     train, val = [], list(parts["val"])
     have = {image.file.category for image in val}
     for category in sorted({image.file.category for image in parts["train"]}):
         images = [image for image in parts["train"] if image.file.category == category]
-        count = 0 if category in have or val_share == 0 else min(max(1, round(val_share * len(images))), len(images) - 1)
-        drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
-        chosen = set(drawn[:count])
-        train += [image for number, image in enumerate(images) if number not in chosen]
-        val += [image for number, image in enumerate(images) if number in chosen]
+        units = [unit_of[image] for image in images]
+        held = set() if category in have or val_share == 0 else drawn_to_validate(units, val_share, seed)
+        train += [image for image, unit in zip(images, units, strict=True) if unit not in held]
+        val += [image for image, unit in zip(images, units, strict=True) if unit in held]
     return {**parts, "train": train, "val": val}
 
 

@@ -1,9 +1,10 @@
-"""Share images out by the session in which they were taken, so that one object never trains and tests."""
+"""Share images out by the session in which they were taken, so that one object never trains and tests; and what must stay together."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -110,3 +111,72 @@ class SessionSplit:
 
 
 IndustrialSplit = ShareSplit | NameSplit | GroupSplit | SessionSplit
+
+
+def check_industrial_split(split: IndustrialSplit | None) -> None:
+    """Check that a split draws whole images.
+
+    Raises:
+        ValueError: it draws blocks of them.
+    """
+    if isinstance(split, ShareSplit) and split.block is not None:
+        raise ValueError(
+            f"Expected a split of whole images, but got ShareSplit(block={split.block}), which draws blocks: what is inspected is learnt "
+            "from normal images and tested on others. Leave block= out; to learn from one image, lay it out to train alone, by the folders "
+            "of layout 'mvtec' or by NameSplit."
+        )
+
+
+def share_out(split: IndustrialSplit, names: Sequence[str], seed: int) -> Shared:
+    """Share names out; see the `share` of the split.
+
+    Raises:
+        ValueError: there are too few names, or the split fails otherwise.
+    """
+    if isinstance(split, ShareSplit):
+        wanted = sum(share > 0 for share in (split.train, split.val, split.test))
+        if len(names) < wanted:
+            raise ValueError(
+                f"Expected at least {wanted} images to share out, but got {len(names)}: {sorted(names)}. Set a share to 0, as in "
+                "ShareSplit(0.7, 0.0, 0.3), or name the images of each part with NameSplit."
+            )
+    return split.share(names, seed)
+
+
+def kept_together(split: IndustrialSplit | None, pools: Iterable[Sequence[str]]) -> dict[str, str]:
+    """Find which images no draw may part.
+
+    Args:
+        split: whose sessions or groups stay whole; of others, and of None, each image is alone.
+        pools: names that were shared out together.
+
+    Returns:
+        For each name that of its session or group, or itself.
+    """
+    if isinstance(split, SessionSplit):
+        return {name: session[0] for pool in pools for session in split.sessions(pool) for name in session}
+    return {name: split.group_of(name) if isinstance(split, GroupSplit) else name for pool in pools for name in pool}
+
+
+def drawn_to_validate(units: Sequence[str], share: float, seed: int) -> set[str]:
+    """Draw whole units, so that about a share of what they hold validates and one unit or more is left.
+
+    Args:
+        units: what each image, or patch of one, must not be parted from.
+        share: of the images, above 0 and below 1.
+        seed: draws the order in which units are tried; one that would exceed the share by more than its half is passed over.
+
+    Returns:
+        The units that validate; none where there is but one, else at least one.
+    """
+    sizes = Counter(units)
+    wanted = max(1, round(share * len(units)))
+    listed = list(sizes)
+    tried = [listed[index] for index in torch.randperm(len(listed), generator=torch.Generator().manual_seed(seed)).tolist()]
+    held: set[str] = set()
+    taken = 0
+    for unit in tried:
+        if len(held) + 1 < len(tried) and taken + sizes[unit] / 2 <= wanted:
+            held.add(unit)
+            taken += sizes[unit]
+    return held if held or len(tried) == 1 else {min(tried, key=lambda unit: sizes[unit])}

@@ -41,7 +41,7 @@ def greedy_coreset(vectors: Tensor, count: int, start: int | None = None, active
 
     Args:
         vectors: (N, D) finite; half precision is read as float32, float64 stays.
-        count: k, 1 to N. Where fewer vectors differ, those are given and no more.
+        count: k, 1 to N. Where fewer vectors differ, those are given and no more: copies of a centre are dropped, all at once.
         start: the first row; None for the one nearest to the mean, which does not depend on the order of the vectors.
         active: vectors held apart at a time, at least 1; it changes the time alone.
 
@@ -78,6 +78,7 @@ class _Greedy:
         self.bound = torch.full_like(self.square, torch.inf)
         self.bound[start] = -torch.inf  # never again
         self.compared = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        self.group = torch.empty(0, dtype=torch.int64, device=x.device)  # which vectors are equal, once that matters
         self.resolved = 16 * x.shape[1] ** 0.5 * torch.finfo(x.dtype).eps  # of a squared length: a product tells no smaller distance from 0
         self._refresh(torch.arange(len(x), device=x.device))
 
@@ -88,10 +89,14 @@ class _Greedy:
         farthest, at = bound.max(0)
         while len(self.chosen) < self.count and float(farthest) >= outside and float(farthest) > -torch.inf:
             row = int(rows[at])
-            if float(farthest) > self.resolved * float(square[at]) or self._differs(row):
+            if not len(self.group) and float(farthest) <= self.resolved * float(square[at]):
+                bound[self._copies(self.chosen)[rows]] = -torch.inf
+            else:
                 self.chosen.append(row)
                 torch.minimum(bound, torch.addmv(square + square[at], x, x[at], alpha=-2.0), out=bound)
-            bound[at] = -torch.inf
+                bound[at] = -torch.inf
+                if len(self.group):
+                    bound[self._copies([row])[rows]] = -torch.inf
             farthest, at = bound.max(0)
         self.bound[rows] = bound
         self.compared[rows] = len(self.chosen)
@@ -114,9 +119,16 @@ class _Greedy:
         self._refresh(rows)
         return rows, outside
 
-    def _differs(self, row: int) -> bool:
-        """Tell whether a vector differs from all centres."""
-        return bool((self.x[self.chosen] != self.x[row]).any(1).all())
+    def _copies(self, centres: list[int]) -> Tensor:
+        """Find the vectors that equal one of some centres, (N,) bool, and drop them.
+
+        Compared one by one with all centres, each would cost more than a new centre does.
+        """
+        if not len(self.group):
+            self.group = torch.unique(self.x, dim=0, return_inverse=True)[1]
+        same = torch.isin(self.group, self.group[centres])
+        self.bound[same] = -torch.inf
+        return same
 
     def _refresh(self, rows: Tensor) -> None:
         """Compare vectors with the centres that they were not yet compared with."""

@@ -176,7 +176,8 @@ class ClassRouter(nn.Module):
             raise NotFittedError("Expected a fitted ClassRouter, but it knows no classes. Serve `category` in training batches.")
         device = self.limit.device
         images = ImageDescriptors(*(part.to(device) for part in images))
-        distance = self._distances(images)
+        with torch.autocast(device.type, enabled=False):  # limits were learnt in full precision
+            distance = self._distances(images)
         near, index = distance.topk(min(2, distance.shape[1]), dim=1, largest=False)
         margin = near[:, 1] - near[:, 0] if distance.shape[1] > 1 else torch.full_like(near[:, 0], torch.inf)
         return Route(index[:, 0], margin, near[:, 0] <= self.limit[index[:, 0]])

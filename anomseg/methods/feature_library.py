@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -46,13 +47,18 @@ class _Patches(NamedTuple):
 
 
 class _Gathered(NamedTuple):
-    """What one rank found: keys of patches, the patches, the number of the image of each, and the categories of its images."""
+    """What one rank found: keys of patches, the patches, the number of the image of each, and the categories of its images.
+
+    Further, how many patches its images have that are wholly normal, and how many that hold data alone.
+    """
 
     key: Tensor
     rows: Tensor
     image: Tensor
     categories: list[str]
     described: list[ImageDescriptors]
+    normal: int
+    complete: int
 
 
 class FeatureLibrary(AnomalySegmenter):
@@ -163,7 +169,7 @@ class FeatureLibrary(AnomalySegmenter):
         self.route = self._find_route(image, patches)
         size = patches.some.shape
         queries = self.scaler(patches.rows.movedim(1, -1).flatten(0, -2)).view(*size, -1)
-        distance = queries.new_empty(size)
+        distance = torch.empty(size, device=queries.device)
         for chosen, rows in self._searches(len(image)):
             distance[chosen] = self._distance(queries[chosen].flatten(0, 2), rows).view(-1, *size[1:])
         score = score_maps(distance, patches.some, valid, patches.padded, self.smoothing)
@@ -236,10 +242,12 @@ class FeatureLibrary(AnomalySegmenter):
         kept = Reservoir(self.memory, torch.Generator().manual_seed(self.seed * 1009 + self.global_rank))
         categories: list[str] = []
         described: list[ImageDescriptors] = []
+        complete = 0
         for batch in training_batches(self):
             normal = normal_pixels(batch)
             image = torch.where(normal[:, None], batch["image"], torch.nan)  # what is not normal reaches no neighbour's features
             patches = self._patches(image, normal)
+            complete += self._complete(finite_pixels(batch["image"]), patches)
             number = torch.arange(len(image)) + len(categories)
             rows = patches.rows.movedim(1, -1)[patches.whole]
             kept.add(rows, number.repeat_interleave(patches.whole.sum((1, 2)).cpu())[:, None])
@@ -248,7 +256,14 @@ class FeatureLibrary(AnomalySegmenter):
                 if "category" not in batch:
                     raise ValueError("Expected `category` in the training batches to route by, but it is not there. Use routing=None.")
             categories += list(batch.get("category", [""] * len(image)))
-        return _Gathered(kept.key, kept.rows, kept.tags[:, 0] if kept.seen else torch.empty(0), categories, described)
+        tags = kept.tags[:, 0] if kept.seen else torch.empty(0)
+        return _Gathered(kept.key, kept.rows, tags, categories, described, kept.seen, complete)
+
+    def _complete(self, data: Tensor, patches: _Patches) -> int:
+        """Count the patches that hold data alone, normal or not."""
+        edges = (0, patches.padded[1] - data.shape[-1], 0, patches.padded[0] - data.shape[-2])
+        grid = (patches.whole.shape[1], patches.whole.shape[2])
+        return int(covered_cells(torch.nn.functional.pad(data, edges), grid, self.patch)[0].sum())
 
     @torch.no_grad()
     def _fit(self, parts: list[_Gathered]) -> None:
@@ -259,6 +274,7 @@ class FeatureLibrary(AnomalySegmenter):
                 "Expected patches of normal pixels alone (mask 0, with data) in the training images, but there are none. Check the masks, "
                 "or take a finer encoder or a smaller patch."
             )
+        _say_what_is_left(sum(part.normal for part in parts), sum(part.complete for part in parts))
         names = sorted(set(categories))
         label = torch.tensor([names.index(name) for name in categories])[image]
         self.scaler.fit(rows, self.device)
@@ -298,6 +314,17 @@ class FeatureLibrary(AnomalySegmenter):
             rows = (apart == one).nonzero()[:, 0]
             around[rows] = rows[nearest(self.library[rows], self.library[rows], count).index]
         return around
+
+
+def _say_what_is_left(normal: int, complete: int) -> None:
+    """Warn where less than half of the patches with data are wholly normal, as between blocks that are held out to calibrate."""
+    if 2 * normal < complete:
+        warnings.warn(
+            f"Only {normal} of the {complete} patches of the training images hold normal pixels alone, and make the library: the others "
+            "touch void or anomalous pixels. Where blocks are held out to calibrate, give images that validate instead (more images, with "
+            "val_share above 0) or larger blocks (calibration_block=); else check the masks, or take a finer encoder or a smaller patch.",
+            stacklevel=2,
+        )
 
 
 def _merged(parts: list[_Gathered], memory: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:

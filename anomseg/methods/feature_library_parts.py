@@ -105,7 +105,11 @@ class PatchScaler(nn.Module):
             self.length = matrix.trace().clamp_min(0.0).sqrt().float()[None].to(device)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Scale (N, D + 4) rows: (N, D) features, and the columns of the place that have a weight."""
+        """Scale (N, D + 4) rows: (N, D) float32 features, and the columns of the place that have a weight."""
+        with torch.autocast(rows.device.type, enabled=False):  # the library was scaled in full precision
+            return self._scaled(rows.float())
+
+    def _scaled(self, rows: Tensor) -> Tensor:
         features, place = rows[:, :-PLACES], rows[:, -PLACES:]
         if self.normalise == "l2":
             features = _unit(features)
@@ -163,7 +167,10 @@ def score_maps(distance: Tensor, some: Tensor, valid: Tensor, padded: tuple[int,
     both = torch.stack([torch.where(some, distance, 0.0), some.float()], 1)
     score, weight = F.interpolate(both, padded, mode="bilinear", align_corners=False)[..., :height, :width].unbind(1)
     score = score / weight.clamp_min(1e-6)
-    return gaussian(score, smoothing, valid) if smoothing else torch.where(valid, score, 0.0)
+    if not smoothing:
+        return torch.where(valid, score, 0.0)
+    with torch.autocast(score.device.type, enabled=False):  # pixels are ranked by it: half precision would make many of them equal
+        return gaussian(score, smoothing, valid)
 
 
 def judged_patches(key: Tensor, label: Tensor, classes: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import avg_pool2d, max_pool2d
 
 from anomseg.calibration.base import Calibration
 from anomseg.errors import NotFittedError
@@ -24,6 +24,7 @@ from anomseg.functional.surface_features import (
     window_contrasts,
 )
 from anomseg.methods.base import AnomalySegmenter
+from anomseg.methods.feature_library_parts import score_maps
 from anomseg.methods.position_statistics import BorderStatistics, fit_together, gathered_moments, peaks_of_places
 from anomseg.methods.training_data import normal_pixels, training_batches
 from anomseg.sample import finite_pixels
@@ -55,7 +56,7 @@ class PositionGaussian(AnomalySegmenter):
         families: of features; their scores are averaged.
         cuts: distances in pixels (after `shrink`) at which a new bin begins; none gives one Gaussian for all places.
         pooled: weight of the correlations within all bins in those of each, in (0, 1].
-        shrink: images are averaged over squares of this side first, and the score is enlarged.
+        shrink: the pixels with data of squares of this side are averaged first, and the score is enlarged.
         smoothing: standard deviation of a Gaussian over the score in pixels after `shrink`; 0 for none.
         lines: which of them the family of that name looks for, `dark` or `bright` ones, or `both`.
         level: what the score of a place is measured against, `peak` or the `mean` of its pixels alone. On tiles with a rough rim peaks
@@ -124,18 +125,20 @@ class PositionGaussian(AnomalySegmenter):
         small, valid = self._small(image)
         score = self._joint(small, valid)
         score = score if self.peaks is None else cast(Tensor, self.peaks(score, valid))
+        data = finite_pixels(image)
         if self.shrink > 1:
-            fine = interpolate(score[:, None], scale_factor=float(self.shrink), mode="bilinear", align_corners=False)
-            score = fine[:, 0, : image.shape[-2], : image.shape[-1]]
-        return torch.where(finite_pixels(image), score, 0.0)
+            return score_maps(score, valid, data, (self.shrink * score.shape[-2], self.shrink * score.shape[-1]), 0.0)
+        return torch.where(data, score, 0.0)
 
     def _small(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Shrink the images, and take their exposure out: (B, C, h, w) with NaN where there is no data, and where there is."""
         if image.shape[1] != self.in_channels:
             raise ValueError(f"Expected images of {self.in_channels} bands, as in training, but got {image.shape[1]}.")
-        if self.shrink > 1:
-            image = torch.nn.functional.avg_pool2d(image, self.shrink, ceil_mode=True, count_include_pad=False)
         valid = finite_pixels(image)
+        if self.shrink > 1:
+            both = torch.cat([torch.where(valid[:, None], image, 0.0), valid[:, None].to(image)], 1)
+            means = avg_pool2d(both, self.shrink, ceil_mode=True, count_include_pad=False)
+            image, valid = means[:, :-1] / means[:, -1:], means[:, -1] > 0  # the mean of the pixels with data
         return log_light(torch.where(valid[:, None], image, torch.nan)), valid
 
     def _features(self, family: str, light: Tensor, valid: Tensor) -> Tensor:
@@ -166,7 +169,7 @@ class PositionGaussian(AnomalySegmenter):
             light, valid = self._small(batch["image"])
             normal = normal_pixels(batch)
             if self.shrink > 1:
-                normal = -torch.nn.functional.max_pool2d(-normal.float(), self.shrink, ceil_mode=True) > 0
+                normal = -max_pool2d(-normal.float(), self.shrink, ceil_mode=True) > 0
             yield light, valid, normal & valid
 
     def _fit_gaussians(self) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +114,40 @@ def fit_together(places: Sequence[BorderStatistics], maps: Iterable[tuple[Sequen
     totals = gathered_moments([place.moments(score, valid) for place, score in zip(places, scores, strict=True)] for scores, valid in maps)
     for place, total in zip(places, totals, strict=True):
         place.take(total)
+
+
+def on_whole_images(score: Tensor, valid: Tensor, batch: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Lay the scores of crops where they were cut from, so that the border that their places count from is that of the whole image.
+
+    Args:
+        score: (B, H, W).
+        valid: (B, H, W) bool, which pixels count.
+        batch: tells by `window` and `scene_size` what was cut; without them samples are whole images.
+
+    Yields:
+        Scores (N, H', W') of whole images, and which of their pixels count, none of them outside of a crop. A batch without crops comes
+        as it is.
+    """
+    cut = list(zip(batch["window"], batch["scene_size"], strict=True)) if {"window", "scene_size"} <= set(batch) else []
+    if not any(_is_crop(valid[index], *one) for index, one in enumerate(cut)):
+        yield score, valid
+        return
+    for index, (window, whole) in enumerate(cut):
+        if not _is_crop(valid[index], window, whole):
+            yield score[index, None], valid[index, None]
+            continue
+        row, column, height, width = window
+        place = (0, slice(row, row + height), slice(column, column + width))
+        canvas, counts = score.new_zeros(1, *whole), valid.new_zeros(1, *whole)
+        canvas[place], counts[place] = score[index, :height, :width], valid[index, :height, :width]
+        yield canvas, counts
+
+
+def _is_crop(valid: Tensor, window: Sequence[int], whole: Sequence[int]) -> bool:
+    """Tell crops, which may be padded by pixels that do not count, from whole images, which may have been brought to another size."""
+    height, width = window[2:]
+    fits = height <= valid.shape[0] and width <= valid.shape[1] and not bool(valid[height:].any() or valid[:, width:].any())
+    return fits and tuple(whole) != tuple(valid.shape)
 
 
 def gathered_moments(batches: Iterable[Sequence[BinnedMoments]]) -> list[BinnedMoments]:

@@ -14,6 +14,7 @@ from anomseg.calibration.base import Calibration
 from anomseg.config import build
 from anomseg.errors import NotFittedError
 from anomseg.methods.base import AnomalySegmenter
+from anomseg.methods.position_statistics import on_whole_images
 from anomseg.methods.reconstruction_inputs import ReconstructionInputs, channel_moments
 from anomseg.methods.reconstruction_masking import MaskedPrediction
 from anomseg.methods.reconstruction_score import OF_FEATURES, OF_LEVELS, SAMPLE, ReconstructionScore, combined, robust_spread, score_terms
@@ -22,6 +23,7 @@ from anomseg.methods.training_data import gathered_objects, normal_pixels, train
 from anomseg.nets.autoencoder import AutoencoderSpec
 from anomseg.nets.autoencoder_contract import PLACES, Rebuilt, ReconstructionNet, ReconstructionSpec, place_maps
 from anomseg.nets.autoencoder_features import RandomFeatures
+from anomseg.nets.evaluation_mode import evaluation_mode
 from anomseg.nets.feature_reconstruction import FeatureReconstructionNet
 from anomseg.optimisation import Optimisation
 from anomseg.sample import finite_pixels
@@ -49,7 +51,8 @@ class Reconstruction(AnomalySegmenter):
             It wants whole images or crops that carry `window` and `scene_size` and are not flipped.
         ema: decay of an average of the weights that scores and rebuilds in the place of the net, in [0, 1); None for the net itself.
         position: a module with `fit(iterable of (score, valid))` and `forward(score, valid) -> score`, (B, H, W) each, which knows how
-            normal scores depend on the place; None for none.
+            normal scores depend on the place; None for none. It is fitted on whole images; crops are laid where their `window` says, and
+                must not be flipped.
         mirrors: score the mean over an image and its three mirror images, for surfaces without an up, a down or sides: what a net mistakes
             in one view it seldom does in all. Four times the time of scoring.
         fit_batches: see above, at least 1.
@@ -102,6 +105,11 @@ class Reconstruction(AnomalySegmenter):
     def judged(self) -> ReconstructionNet:
         """Give the net that scores: the average of the weights where there is one."""
         return self.network if self.follower is None else self.follower
+
+    @property
+    def feature_multiple(self) -> int:
+        """Give what the sides of an image are padded to a multiple of before `features` describes it."""
+        return self.network.multiple
 
     def on_train_start(self) -> None:
         """Take the statistics of bands and features from the training images; a resumed training keeps its own."""
@@ -261,26 +269,24 @@ class Reconstruction(AnomalySegmenter):
 
     @torch.no_grad()
     def _fit_score(self) -> None:
-        modes = [(part, part.training) for part in self.modules()]
-        self.eval()
-        samples, generator = [], torch.Generator().manual_seed(self.seed)
-        for batch in self._few_batches():
-            normal = normal_pixels(batch)
-            terms = self._terms(self._hidden(batch, normal), normal).movedim(1, -1)[normal]
-            samples.append(terms[torch.randint(len(terms), (SAMPLE,), generator=generator).to(terms.device)].cpu())
-        parts = [part for rank in gathered_objects(samples) for part in rank]
-        centre, scale = robust_spread(torch.cat(parts))
-        self.term_centre, self.term_scale = centre.to(self.device), scale.to(self.device)
-        if self.position is not None:
-            cast(Any, self.position).fit(self._normal_scores())
-        for part, mode in modes:
-            part.training = mode
+        with evaluation_mode(self):
+            samples, generator = [], torch.Generator().manual_seed(self.seed)
+            for batch in self._few_batches():
+                normal = normal_pixels(batch)
+                terms = self._terms(self._hidden(batch, normal), normal).movedim(1, -1)[normal]
+                samples.append(terms[torch.randint(len(terms), (SAMPLE,), generator=generator).to(terms.device)].cpu())
+            parts = [part for rank in gathered_objects(samples) for part in rank]
+            centre, scale = robust_spread(torch.cat(parts))
+            self.term_centre, self.term_scale = centre.to(self.device), scale.to(self.device)
+            if self.position is not None:
+                cast(Any, self.position).fit(self._normal_scores())
 
     def _normal_scores(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self._few_batches():
             normal = normal_pixels(batch)
             terms = self._terms(self._hidden(batch, normal), normal)
-            yield combined(terms, normal, self.term_centre, self.term_scale, self.scoring), normal
+            score = combined(terms, normal, self.term_centre, self.term_scale, self.scoring)
+            yield from on_whole_images(score, normal, batch)
 
     def _few_batches(self) -> Iterator[Mapping[str, Any]]:
         return (batch for batch in islice(training_batches(self), self.fit_batches) if bool(normal_pixels(batch).any()))

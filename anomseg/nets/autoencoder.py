@@ -89,6 +89,7 @@ class UNetAutoencoder(ReconstructionNet):
     def __init__(self, in_channels: int = 3, spec: AutoencoderSpec | None = None, places: int = 0) -> None:
         super().__init__()
         self.spec = spec = spec or AutoencoderSpec()
+        self.multiple = 1 << spec.depth
         self.net = _UNet(in_channels + places, in_channels, spec, spec.skips, spec.bottleneck, spec.dropout)
         self.head = _UNet(2 * in_channels + places, 1, spec, "all", None, 0.0) if spec.defect_head else None
         if self.head is not None:

@@ -35,9 +35,11 @@ class ReconstructionNet(nn.Module, ABC):
 
     Attributes:
         stride: pixels along one point of `Rebuilt.levels`.
+        multiple: images are padded to a multiple of it inside, so that `Rebuilt.features` cover that many pixels.
     """
 
     stride: int = 1
+    multiple: int = 1
 
     @abstractmethod
     def forward(self, image: Tensor, place: Tensor | None = None, clean: Tensor | None = None) -> Rebuilt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -138,6 +139,8 @@ class FilterBankFeatures(FeatureEncoder):
 class TrainedFeatures(FeatureEncoder):
     """Take the `features(image)` of a method that was trained before, such as a `Reconstruction`.
 
+    A method that pads images itself says so by `feature_multiple`, so that each feature is known to lie where it does.
+
     Attributes:
         checkpoint: its file. It is needed until the library is fitted: checkpoints of the library hold the weights as well.
         method: class and arguments, read from the file where they are not given, so that a checkpoint of the library loads without it.
@@ -228,7 +231,7 @@ class _TrainedNet(EncoderNet):
                 f"Expected a method with features(image), such as Reconstruction, in '{spec.checkpoint}', but it holds a "
                 f"{type(self.net).__name__}. Train a Reconstruction, or take TimmFeatures."
             )
-        self.multiple = int(getattr(self.net, "size_multiple", 1))
+        self.multiple = math.lcm(*(int(getattr(self.net, name, 1)) for name in ("size_multiple", "feature_multiple")))
         if Path(spec.checkpoint).is_file():
             state = read_checkpoint(spec.checkpoint)["state_dict"]
             size_empty_buffers(self.net, state)

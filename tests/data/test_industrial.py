@@ -14,7 +14,7 @@ from PIL import Image
 
 from anomseg.data.augment import FlipRotate
 from anomseg.data.defects import Blend, ColourShift, Corruption, Hole
-from anomseg.data.image_split import NameSplit
+from anomseg.data.image_split import NameSplit, ShareSplit
 from anomseg.data.industrial import IndustrialDataModule
 from anomseg.data.industrial_layouts import industrial_layout_of
 from anomseg.data.industrial_sets import IndustrialSet
@@ -243,6 +243,41 @@ def test_industrial__predicts_a_folder_of_images_nothing_is_known_of(tmp_path):
     data = module(tmp_path / "set", predict_root=tmp_path / "new")
     (batch,) = batches(data, "predict")
     assert (batch["name"], batch["image_label"].tolist(), batch["category"]) == (["nut/unknown/x"], [255], ["nut"])
+
+
+def test_industrial__gives_no_category_to_a_plain_folder_where_it_knows_several(tmp_path):
+    category(tmp_path / "set", "nut"), category(tmp_path / "set", "bolt")
+    save(tmp_path / "new/x.png", size=(20, 20))
+    (batch,) = batches(module(tmp_path / "set", predict_root=tmp_path / "new"), "predict")
+    assert (batch["name"], batch["image_label"].tolist()) == (["unknown/x"], [255])
+    assert "category" not in batch
+    known = batches(module(tmp_path / "set", predict_root=tmp_path / "set"), "predict")
+    assert {kind for one in known for kind in one["category"]} == {"nut", "bolt"}
+    (only,) = batches(module(tmp_path / "set", categories=["nut"], predict_root=tmp_path / "new"), "predict")
+    assert only["category"] == ["nut"]
+
+
+def test_industrial__says_which_categories_have_no_image_to_validate(tmp_path):
+    category(tmp_path, "nut"), category(tmp_path, "pill", train=1)
+    data = module(tmp_path)
+    with pytest.warns(UserWarning, match=r"No image of the categories \['pill'\] is left to validate"):
+        batches(data, "train")
+    assert {image.file.category for image in data.scenes_of("val")} == {"nut"}
+
+
+def test_industrial__calibrates_on_blocks_that_grow_with_the_image(tmp_path):
+    for side in (32, 160):
+        data = module(category(tmp_path / str(side), size=(side, side), train=1))
+        with pytest.warns(UserWarning, match="calibrated on blocks"):
+            mask = batches(data, "train")[0]["mask"][0]
+        blocks = mask.unfold(0, side // 4, side // 4).unfold(1, side // 4, side // 4).flatten(-2)
+        assert bool((blocks == blocks[..., :1]).all())
+        assert int((blocks[..., 0] == 255).sum()) == 4
+
+
+def test_industrial__refuses_to_split_by_blocks():
+    with pytest.raises(ValueError, match=r"whole images, but got ShareSplit\(block=64\)"):
+        IndustrialDataModule(".", split=ShareSplit(block=64))
 
 
 def test_industrial__trains_validates_and_tests_a_method(tmp_path):

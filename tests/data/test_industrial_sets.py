@@ -188,3 +188,49 @@ def test_patches__of_images_without_truth_are_left_out_and_said(tmp_path):
     with pytest.warns(UserWarning, match=r"1 of 10 images have no truth to cut patches by.*003\.jpg"):
         parts = shared_set(IndustrialSet(tmp_path, "crackforest", patches=PatchRule(16, 16, margin=2, min_pixels=9)))
     assert "003" not in {image.file.stem for part in parts.values() for image in part}
+
+
+def test_patches__that_validate_are_of_other_images_than_those_that_train(tmp_path):
+    rule = PatchRule(16, 8, margin=2, min_pixels=9)
+    parts = shared_set(IndustrialSet(cracks(tmp_path), "crackforest", patches=rule, split=ShareSplit(0.7, 0.0, 0.3)), val_share=0.3)
+    trained, validated = ({image.file.stem for image in parts[part]} for part in ("train", "val"))
+    assert len(validated) >= 1
+    assert not trained & validated
+    assert len(trained | validated) == 7
+
+
+@pytest.mark.parametrize("split", [SessionSplit(r"num_(\d+)", train=0.6, val=0.0, test=0.4), GroupSplit(r"num_(\d+)000", test=("5", "10"))])
+def test_sessions_and_groups__that_validate_are_others_than_those_that_train(tmp_path, split):
+    for number in range(12):
+        for shot in range(3):
+            save(tmp_path / "good" / f"exp{shot}_num_{5000 * number + 1000}.png")
+    parts = shared_set(IndustrialSet(tmp_path, "folders", split=replace(split, test=("1",)) if isinstance(split, GroupSplit) else split))
+    trained, validated = ({session(image) for image in parts[part]} for part in ("train", "val"))
+    assert len(validated) == 1
+    assert not trained & validated
+    assert len(parts["val"]) == 3
+
+
+def test_sessions__of_defective_images_join_those_of_normal_ones(tmp_path):
+    for session in range(4):
+        for step in range(9):  # the normal images of a session lie farther apart than its gap
+            save(tmp_path / ("good" if step % 4 == 0 else "hole") / f"num_{20000 * session + 900 * step}.png")
+    split = SessionSplit(r"num_(\d+)", train=0.75, val=0.0, test=0.25)
+    with pytest.warns(UserWarning, match="have no mask"):
+        parts = shared_set(IndustrialSet(tmp_path, "folders", split=split, test_defects="split"))
+    held = [{int(image.file.stem[4:]) // 20000 for image in parts[part]} for part in ("train", "val", "test")]
+    assert [len(one) for one in held] == [2, 1, 1]
+    assert len(set.union(*held)) == 4
+
+
+def test_set__refuses_to_split_by_blocks(tmp_path):
+    with pytest.raises(ValueError, match="draws blocks"):
+        IndustrialSet(tmp_path, split=ShareSplit(block=64))
+
+
+def test_shared_set__of_one_image_gives_advice_that_works(tmp_path):
+    save(tmp_path / "good/a.png")
+    with pytest.raises(ValueError, match=r"at least 3 images to share out, but got 1"):
+        shared_set(IndustrialSet(tmp_path, "folders"))
+    name = f"{tmp_path.name}/good/a"
+    assert len(shared_set(IndustrialSet(tmp_path, "folders", split=NameSplit((name,))))["train"]) == 1

@@ -153,3 +153,28 @@ def test_reservoir__refuses_rows_that_do_not_fit():
         kept.add(torch.ones(2, 1), torch.ones(3, 2).long())
     with pytest.raises(ValueError, match="capacity"):
         Reservoir(0, seeded())
+
+
+@pytest.mark.parametrize("active", [5, 1024])
+def test_greedy_coreset__leaves_copies_out_and_keeps_the_choice(active):
+    x = vectors(300)
+    copies = torch.cat([x, x[torch.randint(300, (3000,), generator=seeded(7))]])[torch.randperm(3300, generator=seeded(8))]
+    start = int((copies == x[17]).all(1).nonzero()[0])
+    rows, _ = plain_loop(x, 300, 17)
+    found = greedy_coreset(copies, 400, start=start, active=active)
+    torch.testing.assert_close(copies[found.index], x[rows])
+    assert float(found.radius) == 0.0
+
+
+def test_greedy_coreset__asks_once_what_is_a_copy(monkeypatch):
+    sorted_once, unique = [], torch.unique
+
+    def counted(*args, **kwargs):
+        sorted_once.append(1)
+        return unique(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "unique", counted)
+    greedy_coreset(vectors(200), 150)
+    assert not sorted_once  # no copy was met
+    assert len(greedy_coreset(vectors(200).repeat(20, 1), 1000).index) == 200
+    assert len(sorted_once) == 1

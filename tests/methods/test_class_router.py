@@ -170,3 +170,12 @@ def test_class_scale__of_equal_scores_stays_finite():
 def test_image_descriptors__choose_images():
     parts = ImageDescriptors(torch.arange(3.0)[:, None], torch.zeros(3, 2), torch.ones(3, 1))
     assert parts.of(torch.tensor([2, 0])).pooled.flatten().tolist() == [2.0, 0.0]
+
+
+def test_route__is_the_same_under_autocast():
+    router, images = fitted("centroid"), described(pictures(6, seed=1)[0])
+    plain = router.route(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = router.route(images)
+    assert torch.equal(inside.index, plain.index)
+    assert torch.equal(inside.margin, plain.margin)

@@ -1,13 +1,16 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from anomseg.checkpoint import load
+from anomseg.data.industrial import IndustrialDataModule
 from anomseg.errors import CheckpointError, NotFittedError
 from anomseg.methods.class_router import ClassRouting
 from anomseg.methods.feature_library import FeatureLibrary
@@ -88,6 +91,59 @@ def test_feature_library__stands_on_a_trained_reconstruction_and_reloads_without
     (tmp_path / "reconstruction.ckpt").unlink()
     image = collate(samples(3, defects=True, seed=9))["image"]
     assert torch.equal(load(tmp_path / "library.ckpt")(image), method(image))
+
+
+def test_feature_library__knows_where_the_features_of_a_reconstruction_lie(tmp_path):
+    loop = trainer(tmp_path)
+    loop.fit(Reconstruction(in_channels=2), loader(samples(2)), loader(samples(2, seed=5)))
+    loop.save_checkpoint(tmp_path / "reconstruction.ckpt")
+    method = FeatureLibrary(2, TrainedFeatures(str(tmp_path / "reconstruction.ckpt")), patch=1)
+    keep = torch.ones(1, 60, 100, dtype=torch.bool)
+    keep[:, 40:] = False
+    patches = method._patches(torch.zeros(1, 2, 60, 100), keep)
+    assert patches.padded == (64, 112)
+    assert patches.whole[0].int().tolist() == [[1] * 6 + [0]] * 2 + [[0] * 7] * 2  # cells of 16 pixels, the last of them padded
+
+
+@pytest.mark.parametrize("normalise", ["l2", "whiten", "standardise", "none"])
+def test_feature_library__fits_and_scores_under_bfloat16(tmp_path, normalise):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    loop = pl.Trainer(default_root_dir=tmp_path, max_epochs=1, precision="bf16-mixed", enable_checkpointing=False, **quiet)
+    method = FeatureLibrary(2, PYRAMID, coreset=100, normalise=normalise, neighbours=3, routing=ClassRouting())
+    loop.fit(method, loader(samples()), loader(samples(4, seed=5)))
+    batch = collate(samples(3, defects=True, seed=9))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        score = method.eval().score_map(batch["image"])
+    assert score.dtype == torch.float32
+    assert auroc(score, batch["mask"]) == pytest.approx(auroc(method.score_map(batch["image"]), batch["mask"]), abs=0.05)
+
+
+def test_feature_library__of_one_image_keeps_a_usable_part_of_it(tmp_path):
+    image = (torch.rand(160, 160, 3, generator=torch.Generator().manual_seed(0)) * 255).byte().numpy()
+    for part in ("train", "test"):
+        (tmp_path / f"part/{part}/good").mkdir(parents=True)
+        Image.fromarray(image).save(tmp_path / f"part/{part}/good/0.png")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        method = FeatureLibrary(3, coreset=0.9)
+        trainer(tmp_path).fit(method, IndustrialDataModule(tmp_path))
+    assert any("calibrated on blocks" in str(one.message) for one in said)
+    assert not any("patches of the training images" in str(one.message) for one in said)
+    assert len(method.library) > 180  # of 400
+
+
+def test_feature_library__says_how_little_void_leaves_of_it(tmp_path):
+    data = samples(2)
+    for one in data:
+        one["mask"][::8] = 255
+    with pytest.warns(UserWarning, match=r"Only 448 of the 1536 patches .*calibration_block=.*finer encoder"):
+        fitted(tmp_path, data, encoder=RandomPyramid(4, (1,)), patch=3)
+    for one in data:
+        one["mask"].fill_(0)
+        one["mask"][:16] = 255
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*patches of the training images")
+        fitted(tmp_path, data)
 
 
 def test_feature_library__is_the_distance_to_the_nearest_normal_patch(tmp_path):

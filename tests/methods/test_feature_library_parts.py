@@ -140,3 +140,20 @@ def test_left_out_scores__never_compare_a_patch_with_its_own_image_or_class():
     tags = torch.tensor([[0, 0], [0, 1], [1, 2], [1, 3], [2, 4]])
     found = left_out_scores(patches, tags, patches, tags, 3)
     assert [one.tolist() for one in found] == [[1.0, 1.0], [0.5, 0.5], []]
+
+
+@pytest.mark.parametrize("normalise", ["l2", "whiten", "standardise", "none"])
+def test_patch_scaler__is_the_same_under_autocast(normalise):
+    scaler, data = fitted(normalise), rows()
+    expected = scaler(data)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(scaler(data), expected)
+    assert scaler(data.bfloat16()).dtype == torch.float32
+
+
+def test_score_maps__are_the_same_under_autocast():
+    distance = torch.rand(2, 6, 8, generator=torch.Generator().manual_seed(0))
+    arguments = (distance, torch.ones(2, 6, 8, dtype=torch.bool), torch.ones(2, 24, 32, dtype=torch.bool), (24, 32), 2.0)
+    expected = score_maps(*arguments)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(score_maps(*arguments), expected)

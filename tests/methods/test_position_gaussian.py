@@ -100,6 +100,33 @@ def test_position_gaussian__enlarges_by_whole_steps_where_the_size_is_no_multipl
     torch.testing.assert_close(method.score(padded)[:, :41, :37], method.score(image), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("level", ["peak", "mean"])
+def test_position_gaussian__is_the_enlarged_score_of_shrunk_images_without_holes(tmp_path, level):
+    method, _ = fitted(tmp_path, cuts=(3, 7), shrink=3, level=level)
+    image = part(7, defect=True, size=(44, 37))["image"][None]
+    small = torch.nn.functional.avg_pool2d(image, 3, ceil_mode=True, count_include_pad=False)
+    method.shrink = 1
+    score = method.score(small)
+    method.shrink = 3
+    fine = torch.nn.functional.interpolate(score[:, None], scale_factor=3.0, mode="bilinear", align_corners=False)[:, 0, :44, :37]
+    torch.testing.assert_close(method.score(image), fine, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shrink", [2, 4])
+def test_position_gaussian__finds_a_defect_beside_missing_pixels(tmp_path, shrink):
+    method, _ = fitted(tmp_path, families=["derivatives"], cuts=(3,), shrink=shrink, smoothing=0.5)
+    image = part(7)["image"][None]
+    image[..., 20:28, 17:20] -= 0.3
+    holed = image.clone()
+    holed[..., 12:36, 16] = torch.nan  # one dead column of the sensor
+    whole, score = method.score(image), method.score(holed)
+    defect = (0, slice(20, 28), slice(17, 20))
+    assert float(score[defect].mean()) > 0.8 * float(whole[defect].mean()) > 2.0
+    data = torch.isfinite(holed[:, 0])
+    assert bool((score[~data] == 0).all())
+    assert not bool((score[data] == 0).any())
+
+
 def test_position_gaussian__does_not_see_the_exposure(tmp_path):
     method, _ = fitted(tmp_path, cuts=(3,))
     image = part(7, defect=True)["image"][None]

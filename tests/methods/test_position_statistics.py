@@ -5,7 +5,7 @@ import torch
 
 from anomseg.errors import NotFittedError
 from anomseg.functional.border import border_bins
-from anomseg.methods.position_statistics import BorderStatistics, fit_together, peaks_of_places
+from anomseg.methods.position_statistics import BorderStatistics, fit_together, on_whole_images, peaks_of_places
 
 
 def rim_scores(seed=0, batch=6):
@@ -101,3 +101,41 @@ def test_fit_together__equals_fitting_one_by_one():
 def test_fit_together__refuses_data_without_images():
     with pytest.raises(ValueError, match="serve none"):
         fit_together([BorderStatistics()], [])
+
+
+def test_crops__are_laid_where_their_windows_say():
+    score, valid = rim_scores(batch=3)
+    windows = [(0, 0, 10, 12), (8, 5, 10, 12), (10, 12, 10, 12)]
+    cuts = [(index, slice(r, r + h), slice(c, c + w)) for index, (r, c, h, w) in enumerate(windows)]
+    batch = {"window": windows, "scene_size": [(20, 24)] * 3}
+    laid = list(on_whole_images(torch.stack([score[cut] for cut in cuts]), torch.stack([valid[cut] for cut in cuts]), batch))
+    for cut, (whole, counts) in zip(cuts, laid, strict=True):
+        assert whole.shape == counts.shape == (1, 20, 24)
+        assert torch.equal(whole[0, cut[1], cut[2]], score[cut])
+        assert int(counts.sum()) == int(counts[0, cut[1], cut[2]].sum()) == 120
+    places, expected = BorderStatistics((2, 5), prior=1.0), BorderStatistics((2, 5), prior=1.0)
+    places.fit(laid)
+    expected.fit([(score, torch.cat([counts for _, counts in laid]))])
+    torch.testing.assert_close(places.mean, expected.mean)
+
+
+def test_crops__larger_than_their_image_lose_their_padding():
+    score, valid = rim_scores(batch=1)
+    padded = torch.nn.functional.pad(score, (0, 6, 0, 10))
+    counts = torch.nn.functional.pad(valid, (0, 6, 0, 10))
+    ((laid, kept),) = on_whole_images(padded, counts, {"window": [(0, 0, 20, 24)], "scene_size": [(20, 24)]})
+    assert torch.equal(laid, score)
+    assert torch.equal(kept, valid)
+
+
+def test_whole_images__pass_as_they_are():
+    score, valid = rim_scores(batch=2)
+    for batch in (
+        {},
+        {"window": [(0, 0, 20, 24)] * 2, "scene_size": [(20, 24)] * 2},
+        {"window": [(0, 0, 40, 48)] * 2, "scene_size": [(40, 48)] * 2},
+        {"window": [(0, 0, 10, 12)] * 2, "scene_size": [(10, 12)] * 2},
+    ):
+        ((same, counts),) = on_whole_images(score, valid, batch)
+        assert same is score
+        assert counts is valid

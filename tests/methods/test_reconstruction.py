@@ -8,6 +8,8 @@ from torch.utils.data import DataLoader
 
 from anomseg.checkpoint import load
 from anomseg.errors import NotFittedError
+from anomseg.functional.windows import pad_to_multiple
+from anomseg.methods.position_statistics import BorderStatistics
 from anomseg.methods.reconstruction import Reconstruction, follow
 from anomseg.methods.reconstruction_masking import MaskedPrediction
 from anomseg.methods.reconstruction_score import ReconstructionScore
@@ -238,6 +240,44 @@ def test_position__is_fitted_on_normal_scores_and_used(tmp_path):
     with_position = method.eval().score(image)
     method.position = None
     torch.testing.assert_close(with_position, method.score(image) - 5)
+
+
+class RecordedPlaces(BorderStatistics):
+    """Remember which maps it was fitted on."""
+
+    def fit(self, maps):
+        self.seen = list(maps)
+        BorderStatistics.fit(self, self.seen)
+
+
+def test_position__of_crops_counts_from_the_border_of_the_whole_image(tmp_path):
+    def crops(batch):
+        found = collate(batch)
+        found["image"], found["mask"] = found["image"][..., 4:12, 6:18].contiguous(), found["mask"][..., 4:12, 6:18].contiguous()
+        return found | {"window": [(4, 6, 8, 12)] * len(batch), "scene_size": [SIZE] * len(batch)}
+
+    train = DataLoader(Textures(4, 0), batch_size=2, collate_fn=crops)
+    method, _ = taught(tmp_path, train=train)
+    method.position = RecordedPlaces((2, 5), prior=1.0)
+    trainer(tmp_path, enable_checkpointing=False).fit(method.train(), train, loader(2, 1, defects=True))
+    assert len(method.position.seen) == 4
+    for score, counts in method.position.seen:
+        assert tuple(score.shape[1:]) == SIZE
+        assert int(counts.sum()) == int(counts[0, 4:12, 6:18].sum()) == 96
+    outer = method.position.mean.view(3, 3)[0]  # no crop reaches the outer rows: they take the mean of all places
+    torch.testing.assert_close(outer, outer[:1].expand(3))
+
+
+@pytest.mark.parametrize("net", [AutoencoderSpec(width=4, depth=3), FEATURES], ids=["autoencoder", "features"])
+def test_features__cover_the_image_padded_to_the_multiple_that_is_told(tmp_path, net):
+    method, _ = taught(tmp_path, net=net)
+    image = torch.rand(1, 3, 21, 35)
+    multiple = method.feature_multiple
+    height, width = (-(-side // multiple) * multiple for side in (21, 35))
+    described = method.features(image)
+    stride = height // described.shape[2]
+    assert described.shape[2:] == (height // stride, width // stride)
+    torch.testing.assert_close(method.features(pad_to_multiple(image, multiple)), described)
 
 
 def test_mirrors__make_the_score_move_with_the_image(tmp_path):

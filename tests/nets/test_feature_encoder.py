@@ -118,6 +118,14 @@ def test_trained_features__are_those_of_the_trained_method(trained):
     assert net.reads_raw
 
 
+def test_trained_features__are_of_images_padded_as_the_method_pads_them(trained, monkeypatch):
+    from anomseg.methods.normal_density import NormalDensity
+
+    monkeypatch.setattr(NormalDensity, "feature_multiple", 12, raising=False)
+    monkeypatch.setattr(NormalDensity, "size_multiple", 8)
+    assert TrainedFeatures(str(trained[0])).build(10).multiple == 24
+
+
 def test_trained_features__fill_what_holds_no_data(trained):
     x = image(10).abs()
     x[0, 2, 5:9] = torch.nan
