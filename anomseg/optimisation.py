@@ -27,7 +27,7 @@ class Optimisation:
     schedule: Literal["constant", "cosine", "poly"] = "cosine"
     warmup: float = 0.0
 
-    def factor(self, step: int, steps: int) -> float:
+    def factor(self, step: int, steps: float) -> float:
         """Give the share of the peak rate at a step, in [0, 1]."""
         done = min(step / max(steps, 1), 1.0)
         if done < self.warmup:
@@ -37,8 +37,19 @@ class Optimisation:
             return 0.5 * (1 + math.cos(math.pi * (1 - left)))
         return left**0.9 if self.schedule == "poly" else 1.0
 
-    def build(self, module: nn.Module, steps: int) -> tuple[AdamW, LambdaLR]:
-        """Build the optimiser of a module's trainable parameters and its schedule over a number of steps."""
+    def build(self, module: nn.Module, steps: float) -> tuple[AdamW, LambdaLR]:
+        """Build the optimiser of a module's trainable parameters and its schedule over a number of steps.
+
+        Raises:
+            ValueError: the steps have no end, and the schedule needs one.
+        """
+        if steps == math.inf:
+            if self.schedule != "constant" or self.warmup:
+                raise ValueError(
+                    f"Expected a number of steps for schedule='{self.schedule}' and warmup={self.warmup}, but this training has no end. "
+                    "Set max_epochs or max_steps of the trainer, or take Optimisation(schedule='constant', warmup=0)."
+                )
+            steps = 1
         trainable = [p for p in module.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},

@@ -43,3 +43,13 @@ def test_a_new_method__fits_tests_predicts_and_reloads(method_class, tmp_path):
     image = next(iter(data.predict_dataloader()))["image"]
     with torch.no_grad():
         assert torch.equal(again(image), method.cpu().eval()(image))
+
+
+def test_a_new_method__learns_nothing_from_pixels_that_do_not_count(method_class):
+    method = method_class(bands=10).eval()
+    method.log = lambda *_: None
+    image, mask = torch.rand(1, 10, 12, 12), torch.zeros(1, 12, 12, dtype=torch.int64)
+    mask[0, :2], mask[0, 2] = 255, 1
+    before = method.training_step({"image": image, "mask": mask}, 0)
+    image[:, :, :3] = 100.0
+    assert torch.equal(method.training_step({"image": image, "mask": mask}, 0), before)

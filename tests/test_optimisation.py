@@ -1,5 +1,8 @@
+import math
+
 import pytest
 import torch
+from torch import nn
 
 from anomseg.optimisation import Optimisation
 
@@ -22,3 +25,14 @@ def test_build__decays_no_vectors():
     assert decayed == {id(net[0].weight)}
     assert sum(len(g["params"]) for g in optimiser.param_groups) == 3
     assert schedule.get_last_lr()[0] == pytest.approx(0.1)
+
+
+def test_build__wants_an_end_where_the_schedule_needs_one():
+    net = nn.Linear(2, 1)
+    for endless in (Optimisation(1e-3), Optimisation(1e-3, schedule="constant", warmup=0.1)):
+        with pytest.raises(ValueError, match=r"number of steps for schedule=.*max_epochs or max_steps"):
+            endless.build(net, math.inf)
+    optimiser, schedule = Optimisation(1e-3, schedule="constant").build(net, math.inf)
+    optimiser.step()
+    schedule.step()
+    assert optimiser.param_groups[0]["lr"] == 1e-3

@@ -63,6 +63,11 @@ class GroupSplit:
         return train, val, test
 
     def group_of(self, name: str) -> str:
+        """Give the group of a name.
+
+        Raises:
+            ValueError: the pattern is not in it.
+        """
         match = re.search(self.pattern, name)
         if match is None:
             raise ValueError(f"Expected the pattern {self.pattern!r} in every name, but '{name}' has none. Correct the pattern.")

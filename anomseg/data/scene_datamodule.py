@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 from anomseg.data.crops import CropDataset, VisitSampler
 from anomseg.data.sampler import UnpaddedSampler
 from anomseg.data.scene import Scene
-from anomseg.data.scene_dataset import MaskRule, SceneDataset, SceneLoader, calibration_mask, full_mask, held_out_mask
+from anomseg.data.scene_dataset import MaskRule, SceneDataset, SceneLoader, calibration_mask, full_mask, held_out_mask, unlabelled_mask
 from anomseg.functional.windows import tile_windows
 from anomseg.sample import ANOMALY, IGNORE, NORMAL, collate, finite_pixels
 
@@ -86,6 +86,7 @@ class SceneDataModule(L.LightningDataModule, ABC):
         calibration_block: int = 10,
         test_on: Literal["all", "held_out"] = "all",
         seed: int = 0,
+        train_on: Literal["all", "normal"] = "normal",
     ) -> None:
         """Store the arguments, each as an attribute of its name.
 
@@ -98,6 +99,8 @@ class SceneDataModule(L.LightningDataModule, ABC):
             calibration_block: side of such a block in pixels.
             test_on: ``"all"`` pixels, or those ``"held_out"`` from calibration.
             seed: of the calibration blocks and of the order of training samples.
+            train_on: whether training masks name the anomalies, so that methods learn from the ``"normal"`` pixels alone, which suits
+                scenes that are not tested; ``"all"`` hides them.
 
         Raises:
             ValueError: an argument is out of its range.
@@ -112,6 +115,8 @@ class SceneDataModule(L.LightningDataModule, ABC):
             raise ValueError(f"Expected 0 < calibration_share < 1, but got {calibration_share}. A quarter is 0.25.")
         if test_on not in ("all", "held_out"):
             raise ValueError(f"Expected test_on to be 'all' or 'held_out', but got {test_on!r}. Choose one of them.")
+        if train_on not in ("all", "normal"):
+            raise ValueError(f"Expected train_on to be 'all' or 'normal', but got {train_on!r}. Choose one of them.")
         if tile is not None:
             tile_windows((tile, tile), tile, overlap)  # raises if the overlap does not fit the tile
         elif overlap:
@@ -123,6 +128,7 @@ class SceneDataModule(L.LightningDataModule, ABC):
         self.calibration_share = calibration_share
         self.calibration_block = calibration_block
         self.test_on = test_on
+        self.train_on = train_on
         self.seed = seed
         self.cache_bytes = CACHE_BYTES
         self._all: list[SceneLoader] = []
@@ -159,9 +165,9 @@ class SceneDataModule(L.LightningDataModule, ABC):
         Returns:
             Whole scenes or tiles, with the truth that counts in that stage.
         """
-        held_out = stage == "test" and self.test_on == "held_out"
+        held_out, blind = stage == "test" and self.test_on == "held_out", stage == "train" and self.train_on == "all"
         rule = self.block_rule(calibration_mask) if stage == "val" else self.block_rule(held_out_mask) if held_out else full_mask
-        return self.scene_dataset(stage, rule)
+        return self.scene_dataset(stage, unlabelled_mask if blind else rule)
 
     @final
     def setup(self, stage: str | None = None) -> None:

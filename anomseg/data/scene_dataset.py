@@ -62,6 +62,19 @@ def full_mask(mask: Tensor | None, size: tuple[int, int]) -> Tensor:
     return torch.full(size, NORMAL, dtype=torch.int64) if mask is None else mask.clone()
 
 
+def unlabelled_mask(mask: Tensor | None, size: tuple[int, int]) -> Tensor:
+    """Hide where anomalies are: a scene that is also tested must not tell those who learn from it.
+
+    Args:
+        mask: (H, W) int64 of 0, 1, 255, or None where there is no truth.
+        size: (height, width) of the scene in pixels.
+
+    Returns:
+        (H, W) int64: 255 where the truth is 255, 0 elsewhere.
+    """
+    return full_mask(mask, size).masked_fill_(full_mask(mask, size) == ANOMALY, NORMAL)
+
+
 def calibration_mask(mask: Tensor | None, size: tuple[int, int], block: int = 10, share: float = 0.25, seed: int = 0) -> Tensor:
     """Keep the truth inside seeded random blocks, and ignore the rest of the scene.
 

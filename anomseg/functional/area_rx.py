@@ -224,5 +224,6 @@ def gaussian(score: Tensor, sigma: float, valid: Tensor | None = None) -> Tensor
             shape = [1, 1, 1, 1]
             shape[axis] = len(kernel)
             padding = (radius, 0) if axis == 2 else (0, radius)
-            stack = torch.nn.functional.conv2d(stack.flatten(0, 1)[:, None], kernel.view(shape), padding=padding).view_as(stack)
+            with torch.autocast(score.device.type, enabled=False):  # a map of few values would be left
+                stack = torch.nn.functional.conv2d(stack.flatten(0, 1)[:, None], kernel.view(shape), padding=padding).view_as(stack)
     return torch.where(keep, stack[:, 0] / stack[:, 1].clamp_min(torch.finfo(torch.float32).tiny), 0.0)

@@ -121,5 +121,6 @@ def binned_mahalanobis(features: Tensor, bins: Tensor, mean: Tensor, precision: 
     held, sizes = torch.unique_consecutive(flat[order], return_counts=True)
     for index, places in zip(held.tolist(), torch.split(order, sizes.tolist()), strict=True):  # a product for each bin of the image
         offset = pixels[:, places] - mean[index].to(pixels)
-        result[:, places] = ((offset @ precision[index].to(pixels)) * offset).sum(-1)
+        with torch.autocast(pixels.device.type, enabled=False):
+            result[:, places] = ((offset @ precision[index].to(pixels)) * offset).sum(-1)
     return result.clamp_min(0.0).view(batch, *bins.shape).float()

@@ -123,7 +123,8 @@ def _solve(neighbours: Tensor, pixels: Tensor, ridge: float, nearest: float) -> 
     if nearest == 0:
         return torch.zeros_like(distance[:, 0])  # an image without any contrast
     weighted = neighbours * (known / (ridge * distance.clamp_min(nearest)))[..., None]
-    matrix = neighbours.mT @ weighted
+    with torch.autocast(neighbours.device.type, enabled=False):
+        matrix = neighbours.mT @ weighted
     matrix.diagonal(dim1=1, dim2=2).add_(1.0)
     factor = torch.linalg.cholesky(matrix)
     rest = torch.cholesky_solve(pixels[..., None], factor)[:, :-1, 0]

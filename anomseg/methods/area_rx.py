@@ -38,6 +38,7 @@ class AreaRX(AnomalySegmenter):
     Source: see `anomseg.functional.area_rx`.
     """
 
+    least_pixels = 2
     learns = False
 
     def __init__(
@@ -78,6 +79,7 @@ class FusedRX(AnomalySegmenter):
     Source: see `anomseg.functional.area_rx`.
     """
 
+    least_pixels = 2
     learns = False
 
     def __init__(

@@ -15,12 +15,12 @@ from anomseg.calibration.base import Calibration
 from anomseg.calibration.quantile import QuantileCalibration
 from anomseg.config import arguments_of, build, size_before_loading
 from anomseg.errors import NotFittedError
-from anomseg.functional.windows import pad_to_multiple
+from anomseg.methods.map_scoring import check_map, judged_truth, map_scores
 from anomseg.methods.training_data import warn_without_validation
 from anomseg.metrics.scene_metrics import SceneMetrics, all_metrics, pixel_metrics
 from anomseg.nets.evaluation_mode import evaluation_mode
 from anomseg.optimisation import Optimisation
-from anomseg.sample import IGNORE, check_sample, finite_pixels, flat_truth
+from anomseg.sample import check_sample, flat_truth
 from anomseg.version import __version__
 
 
@@ -35,6 +35,7 @@ class AnomalySegmenter(pl.LightningModule, ABC):
     """
 
     size_multiple: ClassVar[int] = 1  # images are padded to a multiple of this before `score`, and maps cropped back
+    least_pixels: ClassVar[int] = 1  # with data; an image of fewer is not scored, and its map is 0
     learns: ClassVar[bool] = True  # False: nothing is learnt by descent, one epoch is enough, and `training_step` need not be written
 
     def __init__(self, calibration: Calibration | None = None, optimisation: Optimisation | None = None) -> None:
@@ -76,16 +77,9 @@ class AnomalySegmenter(pl.LightningModule, ABC):
 
     @final
     def score_map(self, image: Tensor) -> Tensor:
-        """Score an image of any size, as in evaluation: pad to `size_multiple`, crop; pixels without data get the map's lowest score."""
+        """Score images of any size as in evaluation, (B, H, W) float32; pixels without data get their map's lowest score."""
         with evaluation_mode(self):
-            score = self.score(padded := pad_to_multiple(image, self.size_multiple))
-        if score.shape != (expected := (image.shape[0], *padded.shape[-2:])):
-            came = f"{tuple(score.shape)} instead of {expected}"
-            raise ValueError(f"Expected a score of shape (B, H, W) from {type(self).__name__}.score, but got {came}.")
-        score = score[:, : image.shape[-2], : image.shape[-1]].float()
-        valid = finite_pixels(image)
-        lowest = torch.where(valid, score, torch.inf).amin((1, 2), keepdim=True)
-        return torch.where(valid, score, torch.where(torch.isfinite(lowest), lowest, 0.0))
+            return map_scores(self, image)
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute the heat map: (B, H, W) float32 in [0, 1]. Raises `NotFittedError` before calibration."""
@@ -124,7 +118,7 @@ class AnomalySegmenter(pl.LightningModule, ABC):
     @final
     def _count(self, batch: Mapping[str, Any], metrics: SceneMetrics) -> None:
         check_sample(batch := flat_truth(batch))
-        mask = batch["mask"].masked_fill(~finite_pixels(batch["image"]), IGNORE)
+        mask = judged_truth(batch)
         metrics.update(self.score_map(batch["image"]), mask, *(batch.get(key) for key in ("name", "category", "image_label")))
 
     @final
@@ -134,14 +128,15 @@ class AnomalySegmenter(pl.LightningModule, ABC):
 
     @final
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Return `score` (B, H, W) raw, `heatmap` (B, H, W) in [0, 1], and further maps."""
+        """Return `score` (B, H, W) raw and finite, `heatmap` (B, H, W) in [0, 1], and further maps."""
         check_sample(flat_truth(batch))
-        score = self.score_map(batch["image"])
+        check_map(score := self.score_map(batch["image"]), batch)
         return {"score": score, "heatmap": self.calibration(score), **self.further_maps}
 
     def configure_optimizers(self) -> Any:
         """Build what `optimisation` describes, stepped every batch."""
-        optimiser, schedule = self.optimisation.build(self, int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.estimated_stepping_batches if self.learns else 1
+        optimiser, schedule = self.optimisation.build(self, steps)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

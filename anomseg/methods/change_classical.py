@@ -91,6 +91,7 @@ class IRMAD(AnomalySegmenter):
     Source: see `anomseg.functional.irmad`.
     """
 
+    least_pixels = 2
     learns = False
 
     def __init__(
@@ -112,12 +113,6 @@ class IRMAD(AnomalySegmenter):
         """Score (B, 2, C, H, W) by the chi-square distance; see the base class."""
         check_pair(image)
         valid = finite_pixels(image)
-        distance = torch.stack([self._distance(pair[0], pair[1], seen) for pair, seen in zip(image, valid, strict=True)])
+        distance = torch.stack([irmad(pair[0], pair[1], self.rounds, self.tolerance, self.ridge).distance for pair in image])
         score = torch.where(valid, distance, 0.0)
         return gaussian(score, self.smoothing, valid) if self.smoothing else score
-
-    def _distance(self, before: Tensor, after: Tensor, valid: Tensor) -> Tensor:
-        """Compare two dates (C, H, W); a window of a scene may hold no pixel with data at both."""
-        if int(valid.sum()) < 2:
-            return torch.zeros_like(before[0])
-        return irmad(before, after, self.rounds, self.tolerance, self.ridge).distance

@@ -24,6 +24,7 @@ class CRD(AnomalySegmenter):
     Source: Li and Du, IEEE TGRS 53(3), 2015; see `anomseg.functional.crd` for what differs.
     """
 
+    least_pixels = 2
     learns = False
 
     def __init__(

@@ -43,6 +43,7 @@ class RX(AnomalySegmenter):
     Source: Reed and Yu, IEEE TASSP 38(10), 1990.
     """
 
+    least_pixels = 2
     learns = False
 
     def __init__(

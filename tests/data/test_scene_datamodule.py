@@ -275,3 +275,15 @@ def test_scene_datamodule__tells_crops_the_epoch(trainer):
     for epoch in (0, 1):
         assert windows[epoch] == sorted(expected[Visit(epoch, index)]["window"] for index in range(4))
     assert windows[0] != windows[1]
+
+
+def test_scene_datamodule__hides_the_truth_of_scenes_that_are_tested_from_training():
+    blind, open_ = module("one", train_on="all"), module("one")
+    for data in (blind, open_):
+        data.setup("fit")
+        data.setup("test")
+    assert not bool((next(iter(blind.train_dataloader()))["mask"] == 1).any())
+    assert bool((next(iter(open_.train_dataloader()))["mask"] == 1).any())
+    assert torch.equal(next(iter(blind.test_dataloader()))["mask"], next(iter(open_.test_dataloader()))["mask"])
+    with pytest.raises(ValueError, match="train_on"):
+        module(train_on="some")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from anomseg.data.scene import Scene
-from anomseg.data.scene_dataset import SceneDataset, calibration_mask, full_mask, held_out_mask
+from anomseg.data.scene_dataset import SceneDataset, calibration_mask, full_mask, held_out_mask, unlabelled_mask
 from anomseg.functional.windows import random_blocks
 from anomseg.sample import IGNORE, check_sample, collate
 
@@ -276,3 +276,10 @@ def test_dataset__gives_an_overlapping_tile_the_label_of_what_it_counts():
     dataset = SceneDataset([lambda: Scene("a", torch.rand(1, 8, 12), mask, image_label=1)], tile=8, count_once=True)
     assert [int(sample["image_label"]) for sample in dataset] == [0, 1]
     assert [bool((sample["mask"] == 1).any()) for sample in dataset] == [False, True]
+
+
+def test_unlabelled_mask__keeps_what_is_ignored_and_hides_anomalies():
+    mask = torch.tensor([[0, 1, 255]])
+    assert unlabelled_mask(mask, (1, 3)).tolist() == [[0, 0, 255]]
+    assert mask.tolist() == [[0, 1, 255]]
+    assert unlabelled_mask(None, (1, 3)).tolist() == [[0, 0, 0]]

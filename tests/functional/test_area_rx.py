@@ -197,3 +197,11 @@ def test_detectors__reach_the_measured_auroc_on_real_scenes(real_data: Path):
     assert local.mean() >= 0.980
     assert fused.mean() >= 0.990
     assert fused.min() >= 0.970
+
+
+@pytest.mark.parametrize("detect", [area_filtered_rx, pca_rx, lambda image: gaussian(image[:, 0], 1.5)])
+def test_detector__gives_the_same_under_autocast(detect):
+    image = torch.rand(1, 8, 24, 25, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = detect(image)
+    assert torch.equal(found, detect(image))

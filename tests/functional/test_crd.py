@@ -110,3 +110,10 @@ def test_collaborative_representation__scores_a_pixel_without_neighbours_0():
 def test_crd__says_what_it_expected(arguments, message):
     with pytest.raises(ValueError, match=message):
         pca_collaborative_representation(scene(), **arguments)
+
+
+def test_collaborative_representation__is_the_same_under_autocast():
+    image = torch.rand(1, 4, 12, 13, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pca_collaborative_representation(image)
+    assert torch.equal(found, pca_collaborative_representation(image))

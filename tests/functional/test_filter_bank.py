@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from anomseg.functional.filter_bank import filter_bank, filter_bank_channels, filter_bank_halo, gaussian_filter
+from anomseg.functional.filter_bank import filter_bank, filter_bank_channels, filter_bank_halo, gaussian_filter, gaussian_jet
 
 
 def scene(seed: int = 0, bands: int = 3, size: tuple[int, int] = (40, 37)) -> torch.Tensor:
@@ -120,3 +120,12 @@ def test_filter_bank__takes_signed_logarithms_of_texture_alone():
 def test_filter_bank__says_what_it_expected(call, message):
     with pytest.raises(ValueError, match=message):
         call(scene())
+
+
+def test_filter_bank__is_the_same_under_autocast():
+    image = scene(3) + 100
+    with torch.autocast("cpu", torch.bfloat16):
+        bank, smooth, jet = filter_bank(image), gaussian_filter(image, 2.0), gaussian_jet(image, torch.ones_like(image[:, :1]), 1.0)
+    assert torch.equal(bank, filter_bank(image))
+    assert torch.equal(smooth, gaussian_filter(image, 2.0))
+    assert torch.equal(jet, gaussian_jet(image, torch.ones_like(image[:, :1]), 1.0))

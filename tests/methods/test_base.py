@@ -9,8 +9,9 @@ from anomseg.calibration.quantile import RankCalibration
 from anomseg.checkpoint import load
 from anomseg.config import arguments_of
 from anomseg.errors import NotFittedError
+from anomseg.functional.score_histogram import count_scores
 from anomseg.methods.base import AnomalySegmenter
-from anomseg.sample import IGNORE, collate, fill_nodata
+from anomseg.sample import IGNORE, collate, fill_nodata, finite_pixels
 
 
 class Contrast(AnomalySegmenter):
@@ -198,3 +199,58 @@ def test_fit__says_that_no_validation_falls_into_its_epochs(tmp_path):
         trainer(tmp_path, check_val_every_n_epoch=1).fit(Contrast(), dataset(), dataset())
         trainer(tmp_path, check_val_every_n_epoch=2).fit(Contrast(), dataset())
     assert not [one for one in said if "No validation" in str(one.message)]
+
+
+class Pairs(AnomalySegmenter):
+    """Need two pixels with data, and tell how often it was asked."""
+
+    learns = False
+    least_pixels = 2
+
+    def score(self, image):
+        assert bool((finite_pixels(image).flatten(1).sum(1) >= 2).all())
+        self.further_maps = {"classes": torch.ones(len(image), *image.shape[-2:], dtype=torch.int64)}
+        return image.nan_to_num().sum(1)
+
+
+def test_score_map__of_images_without_enough_data_is_0_and_leaves_the_others_alone():
+    image = torch.rand(4, 2, 6, 7)
+    image[1], image[3, :, 1:] = torch.nan, torch.nan
+    image[3, :, 0, 1:] = torch.nan  # a single pixel
+    method = Pairs()
+    score = method.score_map(image)
+    assert bool((score[[1, 3]] == 0).all())
+    assert method.further_maps["classes"].flatten(1).float().mean(1).tolist() == [1, 0, 1, 0]
+    assert torch.equal(score[[0, 2]], method.score_map(image[[0, 2]]))
+    assert bool((method.score_map(image[[1]]) == 0).all())
+    assert not method.further_maps
+
+
+def test_predict__refuses_scores_that_would_look_like_missing_data(tmp_path):
+    class Careless(AnomalySegmenter):
+        learns = False
+
+        def score(self, image):
+            return torch.nn.functional.avg_pool2d(image.sum(1), 3, 1, 1)
+
+    method = Careless()
+    method.calibration.fit(count_scores([torch.rand(100)], []))
+    image = torch.rand(1, 2, 6, 7)
+    loader = torch.utils.data.DataLoader([{"image": image[0], "name": "whole"}], collate_fn=collate)
+    trainer(tmp_path).predict(method, loader)
+    image[0, :, 3, 3] = torch.nan
+    loader = torch.utils.data.DataLoader([{"image": image[0], "name": "holed"}], collate_fn=collate)
+    with pytest.raises(ValueError, match=r"finite scores, but got 8 NaN .*holed.*fill_nodata"):
+        trainer(tmp_path).predict(method, loader)
+
+
+def test_validation__says_that_the_mask_is_missing(tmp_path):
+    loader = torch.utils.data.DataLoader([{"image": torch.rand(3, 8, 8)}], collate_fn=collate)
+    with pytest.raises(ValueError, match=r"'mask' in batches that validate or test, but got \['image'\]"):
+        trainer(tmp_path, num_sanity_val_steps=0).fit(Contrast(0.25), dataset(), loader)
+
+
+def test_fit__without_an_end_needs_no_schedule_where_nothing_is_learnt(tmp_path):
+    loop = pl.Trainer(default_root_dir=tmp_path, accelerator="cpu", max_epochs=-1, logger=False, enable_progress_bar=False)
+    loop.fit(Pairs(), dataset(), dataset(seed=1))
+    assert loop.current_epoch == 1
