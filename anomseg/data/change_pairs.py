@@ -207,30 +207,41 @@ class ChangePair:
         if mask is not None:
             mask = mask.masked_fill(~torch.isfinite(image).all(dim=(0, 1)), IGNORE)
         wavelength = one.wavelength if len(self.files.before) == 1 and one.wavelength == other.wavelength else None
-        if wavelength is not None and self.reading.bands is not None:
-            wavelength = tuple(wavelength[band] for band in self.reading.bands)
         wavelength = wavelength if wavelength is None or len(wavelength) == image.shape[1] else None
         place = self.grid.part(self._block) if self.grid is not None else Grid((0, 0))
         return Scene(self.name, image, mask, wavelength, place.transform, place.crs)
 
     def _date(self, paths: tuple[str | Path, ...], window: Window) -> tuple[Tensor, Raster]:
-        rasters = [self._raster(Path(path), window) for path in paths]
+        held = self._held(paths)
+        rasters = [self._raster(Path(path), window, bands) for path, bands in held if bands is None or bands]
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and so a pixel without data
             image = np.concatenate([np.require(raster.image, np.float32, ["C", "W"]) for raster in rasters])
         image[:, ~np.logical_and.reduce([raster.valid for raster in rasters])] = np.nan
         bands = self.reading.bands
-        if bands is not None:
-            if max(bands) >= len(image):
-                raise ValueError(f"Expected band indices of 0 to {len(image) - 1} in '{paths[0]}', but got {max(bands)} in bands=.")
-            image = image[list(bands)]
+        if bands is not None and len(paths) > 1:
+            start = np.cumsum([0, *(raster_shape(Path(path))[0] for path in paths)])
+            read = [int(start[index]) + band for index, (_, own) in enumerate(held) for band in own or ()]
+            image = image[[read.index(band) for band in bands]]
         return torch.from_numpy(image), rasters[0]
 
-    def _raster(self, path: Path, window: Window) -> Raster:
+    def _held(self, paths: tuple[str | Path, ...]) -> list[tuple[str | Path, tuple[int, ...] | None]]:
+        """Find which bands of each file are kept, all where it says None: what is dropped must not hide pixels."""
+        if self.reading.bands is None:
+            return [(path, None) for path in paths]
+        counts = [raster_shape(Path(path))[0] for path in paths]
+        if max(self.reading.bands) >= sum(counts):
+            came = max(self.reading.bands)
+            raise ValueError(f"Expected band indices of 0 to {sum(counts) - 1} in '{paths[0]}', but got {came} in bands=.")
+        starts = [sum(counts[:index]) for index in range(len(counts))]
+        own = [tuple(b - start for b in self.reading.bands if 0 <= b - start < count) for start, count in zip(starts, counts, strict=True)]
+        return list(zip(paths, own, strict=True))
+
+    def _raster(self, path: Path, window: Window, keep: tuple[int, ...] | None) -> Raster:
         row, column, height, width = window
         if path in self.warped and self.grid is not None:
-            raster = read_on_grid(path, self.grid, window)
+            raster = read_on_grid(path, self.grid, window, keep)
         else:
-            raster = read_raster(path, (self.origin[0] + row, self.origin[1] + column, height, width))
+            raster = read_raster(path, (self.origin[0] + row, self.origin[1] + column, height, width), keep)
         if raster.image.dtype.kind not in "biuf":
             raise SceneFormatError(f"Expected real numbers in '{path}', but got {raster.image.dtype}. Take the magnitude of complex data.")
         return raster

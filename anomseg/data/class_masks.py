@@ -20,6 +20,8 @@ from anomseg.sample import IGNORE
 
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
 _ROWS = 1024
+_THRESHOLD = 127
+_BEYOND = 256
 
 
 def file_shape(path: Path, key: str | None = None) -> tuple[int, int, int]:
@@ -52,11 +54,11 @@ def read_class_ids(path: Path, table: ClassTable, encoding: Encoding, key: str |
 
     Raises:
         SceneNotFoundError: there is no such file.
-        SceneFormatError: it is unreadable, holds an id or colour outside the table, or a picture where ids are expected.
+        SceneFormatError: it is unreadable, holds an id or colour outside the table, a picture where ids are expected, or ids where black
+            and white is.
         MissingDependencyError: it is HDF5 and h5py is not installed.
     """
-    bands, known = _stored(path, key, window)
-    void = ~known | (bands < 0).any(axis=0)
+    bands, void = _stored(path, key, window)
     if encoding == "colour":
         if len(bands) != 3:
             raise SceneFormatError(
@@ -68,8 +70,7 @@ def read_class_ids(path: Path, table: ClassTable, encoding: Encoding, key: str |
         raise SceneFormatError(
             f"Expected class ids in one band in '{path}', but got {len(bands)} different bands. Read it with encoding='colour'."
         )
-    values = torch.from_numpy(np.where(void, 0, bands.max(axis=0)).astype(np.int64))
-    ignored = torch.from_numpy(void)
+    values, ignored = _plane(bands, void), torch.from_numpy(void)
     if encoding == "binary":
         ids, unknown = _two_classes(values, path, key, window)
         ignored |= unknown
@@ -95,41 +96,60 @@ def read_layer(path: Path, window: Window | None = None) -> Tensor:
 
     Raises:
         SceneNotFoundError: there is no such file.
-        SceneFormatError: it is unreadable.
+        SceneFormatError: it is unreadable, or neither of the two.
     """
-    bands, known = _stored(path, None, window)
-    bands = np.where(known, bands, 0)
-    ids, unknown = _two_classes(torch.from_numpy(bands.max(axis=0).astype(np.int64)), path, None, window)
+    ids, unknown = _two_classes(_plane(*_stored(path, None, window)), path, None, window)
     return ids.bool() & ~unknown
 
 
 def _two_classes(values: Tensor, path: Path, key: str | None, window: Window | None) -> tuple[Tensor, Tensor]:
-    # Lossless 0 and 1 are ids, with 255 beside them ignored; whatever else is a picture, whose compression leaves greys at the edges.
-    # A window of 0 and 255 alone may belong to either: what it means is for the file to say, and not for the window.
-    few = path.suffix.lower() not in LOSSY_SUFFIXES and bool(((values == 0) | (values == 1) | (values == IGNORE)).all())
-    ids = few and bool((values == 1).any())
-    if few and not ids and window is not None and bool((values == IGNORE).any()):
-        ids = _stores_ids(path, key, path.stat().st_mtime_ns)
+    # Lossless 0 and 1 are ids, with 255 beside them ignored; whatever else holds white is a picture, whose smooth edges are grey.
+    # A window of 0 and 1, of 0 and 255, or of greys may belong to either: what it means is for the file to say, and not for the window.
+    ids = False
+    if path.suffix.lower() not in LOSSY_SUFFIXES:
+        ids = _are_ids(_present(values), path) if window is None else _stores_ids(path, key, path.stat().st_mtime_ns)
     if ids:
         unknown = values == IGNORE
         return values.masked_fill(unknown, 0), unknown
-    return (values > 127).long(), torch.zeros_like(values, dtype=torch.bool)
+    return (values > _THRESHOLD).long(), torch.zeros_like(values, dtype=torch.bool)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2**16)
 def _stores_ids(path: Path, key: str | None, _changed: int) -> bool:
     # One pass over the file in bands of rows, for it may be large; cached, because many windows of one file ask.
     _, height, width = file_shape(path, key)
-    ones = False
+    present = torch.zeros(_BEYOND + 1, dtype=torch.bool)
     for row in range(0, height, _ROWS):
-        values = _stored(path, key, (row, 0, min(_ROWS, height - row), width))[0]
-        if not np.isin(values, (0, 1, IGNORE)).all():
-            return False
-        ones = ones or bool((values == 1).any())
-    return ones
+        present |= _present(_plane(*_stored(path, key, (row, 0, min(_ROWS, height - row), width))))
+    return _are_ids(present, path)
+
+
+def _present(values: Tensor) -> Tensor:
+    """Tell which of 0 to 255 occur, and at the last place whether anything beyond does."""
+    return torch.bincount(values.flatten().clamp(0, _BEYOND), minlength=_BEYOND + 1) > 0
+
+
+def _are_ids(present: Tensor, path: Path) -> bool:
+    """Tell 0 and 1 from black and white; class ids, which are neither, would all become background and are refused."""
+    strange = present.clone()
+    strange[[0, 1, IGNORE]] = False
+    if not strange.any():
+        return bool(present[1])
+    if not present[_THRESHOLD + 1 :].any():
+        found = present.nonzero()[:, 0].tolist()
+        raise SceneFormatError(
+            f"Expected a mask of 0 and 1, or of black and white with values above {_THRESHOLD}, in '{path}', but got the values "
+            f"{found[:16]}. If they are class ids, take encoding='index' and a class table that names them; if not, store 0 and 255."
+        )
+    return False
+
+
+def _plane(bands: np.ndarray[Any, Any], void: np.ndarray[Any, Any]) -> Tensor:
+    return torch.from_numpy(np.where(void, 0, bands.max(axis=0)).astype(np.int64))
 
 
 def _stored(path: Path, key: str | None, window: Window | None) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Read the bands as stored, and where they say nothing: no data, NaN, or negative."""
     if path.suffix.lower() in HDF5_SUFFIXES:
         bands = read_hdf5(path, key, window)
         known = ~np.isnan(bands).any(axis=0) if bands.dtype.kind in "fc" else np.ones(bands.shape[1:], bool)
@@ -137,4 +157,4 @@ def _stored(path: Path, key: str | None, window: Window | None) -> tuple[np.ndar
         bands, known = read_mask_bands(path, window)
     if bands.dtype.kind not in "biuf":
         raise SceneFormatError(f"Expected a real mask in '{path}', but got {bands.dtype}. Store class ids as integers.")
-    return bands, known
+    return bands, ~known | (bands < 0).any(axis=0)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ from anomseg.data.class_masks import file_shape, read_class_ids, read_layer
 from anomseg.data.class_rule import ClassAsNormal, IndexThreshold, with_background
 from anomseg.data.hdf5_io import HDF5_SUFFIXES, read_hdf5
 from anomseg.data.image_folders import FolderLayout, ImageFiles, classes_of
-from anomseg.data.raster_io import Raster, read_raster
+from anomseg.data.raster_io import Raster, kept_bands, read_raster
 from anomseg.data.scene import Scene
 from anomseg.data.scene_datamodule import SceneFacts
 from anomseg.errors import SceneFormatError, SceneNotFoundError
@@ -30,7 +33,7 @@ class FolderImage:
         files: the files.
         layout: what their values mean.
         classes: what is normal.
-        bands: indices from 0 of the bands to keep, in this order; None keeps all.
+        bands: indices from 0 of the bands to keep, in this order; None keeps all. What is missing in the others is no matter.
         size: (height, width) in pixels of the image, or of the block; filled in by `measured`.
         stored: number of bands in the files; filled in by `measured`.
         window: (row, column, height, width) of the block in the files; None is the whole image.
@@ -105,24 +108,17 @@ class FolderImage:
         """Read image and truth.
 
         Returns:
-            The scene: NaN in every band of a pixel without data, 255 there in the mask; no mask where there is no truth.
+            The scene: NaN in every band of a pixel without data in one of them, 255 there in the mask; no mask where there is no truth.
 
         Raises:
             SceneFormatError: a file is unreadable, or a mask holds ids or colours outside the class table.
             ValueError: truth and image differ in size, or a band to keep does not exist.
         """
-        image, raster = self._image()
+        image, raster = self._image(self.bands)
         mask = self._mask(image)
         if mask is not None and mask.shape == image.shape[1:]:
             mask = mask.masked_fill(~torch.isfinite(image).all(dim=0), IGNORE)
         wavelength = None if raster is None or len(self.files.bands) > 1 else raster.wavelength
-        if self.bands is not None:
-            if max(self.bands) >= len(image):
-                raise ValueError(
-                    f"Expected band indices of 0 to {len(image) - 1} in '{self.files.bands[0]}', but got {max(self.bands)} in bands=."
-                )
-            image = image[list(self.bands)]
-            wavelength = None if wavelength is None else tuple(wavelength[band] for band in self.bands)
         transform, crs = (None, None) if raster is None else (raster.transform, raster.crs)
         return Scene(self.name, image, mask, wavelength, transform, crs)
 
@@ -147,7 +143,7 @@ class FolderImage:
         """Name the classes that the masks hold."""
         table, masks = classes_of(self.layout), dict(self.files.masks)
         if isinstance(self.layout.masks, IndexThreshold):
-            return table.found_in(self.layout.masks.ids(self._image()[0]))
+            return table.found_in(self._derived(self.layout.masks, self._image(self.bands)[0]))
         if "" in masks:
             return table.found_in(self.ids())
         layers = with_background(self._layers(), table)
@@ -158,13 +154,19 @@ class FolderImage:
         layout = self.layout
         return read_class_ids(dict(self.files.masks)[""], layout.table, layout.encoding, layout.mask_key, self.window)
 
+    def _derived(self, rule: IndexThreshold, image: Tensor) -> Tensor:
+        """Derive class ids, where bands are dropped from the two bands of the rule alone, which need not be among those that are kept."""
+        if self.bands is None:
+            return rule.ids(image)
+        return replace(rule, bands=(0, 1)).ids(self._image(rule.bands)[0])
+
     def _layers(self) -> dict[str, Tensor]:
         return {name: read_layer(path, self.window) for name, path in self.files.masks}
 
     def _mask(self, image: Tensor | None) -> Tensor | None:
         layout, table = self.layout, classes_of(self.layout)
         if isinstance(layout.masks, IndexThreshold):
-            mask = None if image is None else self.classes.mask(layout.masks.ids(image), table)
+            mask = None if image is None else self.classes.mask(self._derived(layout.masks, image), table)
         elif not self.files.masks:
             mask = None
         elif "" in dict(self.files.masks):
@@ -176,28 +178,49 @@ class FolderImage:
                 mask = mask.masked_fill(~read_layer(path, self.window), IGNORE)
         return mask
 
-    def _image(self) -> tuple[Tensor, Raster | None]:
+    def _image(self, bands: Sequence[int] | None) -> tuple[Tensor, Raster | None]:
+        """Read the named bands and nothing of the others, so that what these lack is no matter."""
         parts: list[np.ndarray[Any, Any]] = []
+        order: list[int] = []
         first: Raster | None = None
         valid: Any = True
-        for path in self.files.bands:
-            if path.suffix.lower() in HDF5_SUFFIXES:
-                stored = read_hdf5(path, self.layout.image_key, self.window)
-            else:
-                raster = read_raster(path, self.window)
-                stored, first = raster.image, first or raster
-                valid = valid & raster.valid
-            if stored.dtype.kind not in "biuf":
-                raise SceneFormatError(f"Expected real numbers in '{path}', but got {stored.dtype}. Take the magnitude of complex data.")
+        for path, places, keep in self._files_of(bands):
+            stored, raster = self._stored(path, keep)
+            if raster is not None:
+                first, valid = first or raster, valid & raster.valid
             with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and so a pixel without data
                 parts.append(np.require(stored, np.float32, ["C", "W"]))
+            order += places
         image = np.concatenate(parts)
+        if order != sorted(order):
+            image = image[np.argsort(order)]
         valid = valid & np.isfinite(image).all(axis=0)
         if self.layout.nodata is not None:
             valid = valid & ~(image == self.layout.nodata).all(axis=0)
         if not valid.all():
             image[:, ~valid] = np.nan
         return torch.from_numpy(image), first
+
+    def _files_of(self, bands: Sequence[int] | None) -> list[tuple[Path, list[int], list[int] | None]]:
+        """List the files that hold the bands, with the places of their bands in the image and their indices in the file (None: all)."""
+        if bands is None:
+            return [(path, [], None) for path in self.files.bands]
+        one_measured = len(self.files.bands) == 1 and self.stored > 0
+        counts = [self.stored] if one_measured else [file_shape(path, self.layout.image_key)[0] for path in self.files.bands]
+        wanted = kept_bands(sum(counts), bands, self.files.bands[0])
+        found: list[tuple[Path, list[int], list[int] | None]] = []
+        for path, count, start in zip(self.files.bands, counts, accumulate(counts, initial=0), strict=False):
+            places = [place for place, band in enumerate(wanted) if start <= band < start + count]
+            if places:
+                found.append((path, places, [wanted[place] - start for place in places]))
+        return found
+
+    def _stored(self, path: Path, keep: list[int] | None) -> tuple[np.ndarray[Any, Any], Raster | None]:
+        raster = None if path.suffix.lower() in HDF5_SUFFIXES else read_raster(path, self.window, keep)
+        stored = read_hdf5(path, self.layout.image_key, self.window) if raster is None else raster.image
+        if stored.dtype.kind not in "biuf":
+            raise SceneFormatError(f"Expected real numbers in '{path}', but got {stored.dtype}. Take the magnitude of complex data.")
+        return stored if raster is not None or keep is None else stored[keep], raster
 
 
 def _check_size(image: object, size: tuple[int, int], path: object, other: tuple[int, ...] | list[int]) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from anomseg.data.read_scene import MASK_SUFFIXES, find_mask, find_scenes, read_scene, scene_name
-from anomseg.data.scene import Scene
 from anomseg.data.scene_datamodule import SceneDataModule
 from anomseg.data.scene_dataset import SceneLoader
 from anomseg.errors import SceneNotFoundError
@@ -37,6 +35,7 @@ class HyperspectralDataModule(SceneDataModule):
         calibration_block: int = 10,
         test_on: Literal["all", "held_out"] = "all",
         seed: int = 0,
+        train_on: Literal["all", "normal"] = "all",
     ) -> None:
         """Store the arguments, each as an attribute of its name.
 
@@ -46,7 +45,7 @@ class HyperspectralDataModule(SceneDataModule):
             mask_key: variable that holds the truth, found likewise.
             mask_root: folder with truths under the scenes' stems (.png, .tif, .npy, .mat, ENVI); a scene that has none there falls back
                 on the truth inside its file.
-            bands: indices from 0 of the bands to keep, in this order; None keeps all.
+            bands: indices from 0 of the bands to keep, in this order; None keeps all. Missing data in the others is no matter.
             batch_size: samples a batch; 1 for whole scenes of different sizes or band counts.
             num_workers: loader processes; 0 loads in the main one.
             tile: side of a tile in pixels; None serves whole scenes.
@@ -55,11 +54,13 @@ class HyperspectralDataModule(SceneDataModule):
             calibration_block: side of such a block in pixels.
             test_on: ``"all"`` pixels, or those ``"held_out"`` from calibration.
             seed: of the calibration blocks and of the order of training samples.
+            train_on: ``"all"`` pixels, without a word about which of them are anomalous, for the same scenes are tested; ``"normal"`` names
+                the anomalies in the masks of training, for methods to leave out: only where the net is tested on other scenes.
 
         Raises:
             ValueError: an argument is out of its range, or ``bands`` is empty or names a band twice.
         """
-        super().__init__(batch_size, num_workers, tile, overlap, calibration_share, calibration_block, test_on, seed)
+        super().__init__(batch_size, num_workers, tile, overlap, calibration_share, calibration_block, test_on, seed, train_on)
         if bands is not None and (not bands or min(bands) < 0 or len(set(bands)) < len(bands)):
             raise ValueError(f"Expected different band indices of at least 0, but got bands={bands}. Use None to keep all bands.")
         self.root = root
@@ -90,17 +91,4 @@ class HyperspectralDataModule(SceneDataModule):
                     f"Expected truths in mask_root='{folder}', such as {expected}, but {state}. "
                     "Either correct mask_root=, or rename the truths after their scenes."
                 )
-        return [partial(_load, path, self.image_key, self.mask_key, masks[path], self.bands) for path in paths]
-
-
-def _load(path: Path, image_key: str | None, mask_key: str | None, mask_path: Path | None, bands: list[int] | None) -> Scene:
-    scene = read_scene(path, image_key, mask_key, mask_path)
-    if bands is None:
-        return scene
-    count = scene.image.shape[0]
-    if max(bands) >= count:
-        raise ValueError(
-            f"Expected band indices of 0 to {count - 1} in scene '{scene.name}', but got {max(bands)} in bands=. Leave it out."
-        )
-    wavelength = None if scene.wavelength is None else tuple(scene.wavelength[band] for band in bands)
-    return replace(scene, image=scene.image[bands], wavelength=wavelength)
+        return [partial(read_scene, path, self.image_key, self.mask_key, masks[path], self.bands) for path in paths]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -16,7 +16,16 @@ from anomseg.errors import SceneFormatError, SceneNotFoundError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", *HDF5_SUFFIXES)
 Encoding = Literal["binary", "index", "colour"]
 LayoutName = Literal[
-    "plain", "image_label", "deepglobe", "deepglobe_colour", "agriculture_vision", "loveda", "loveda_flat", "potsdam", "landslide4sense"
+    "plain",
+    "image_label",
+    "deepglobe",
+    "deepglobe_colour",
+    "agriculture_vision",
+    "agriculture_vision_2020",
+    "loveda",
+    "loveda_flat",
+    "potsdam",
+    "landslide4sense",
 ]
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
@@ -32,16 +41,17 @@ class FolderLayout:
 
     Attributes:
         images: one template, or one for each band file of an image, in this order; the first lists the images.
-        masks: template of the masks, with ``{class}`` where each class has a mask of its own; or an `IndexThreshold`.
+        masks: template of the masks, with ``{class}`` where each class has a mask of its own; or an `IndexThreshold`. Masks of a class
+            that the table lacks are an error.
         table: the classes.
-        encoding: ``"binary"`` (0 and 1, or black and white at a threshold of 127; 0, 1 and 255 is 255 ignored), ``"index"`` (class ids),
-            or ``"colour"``. Masks of single classes are binary. A file of 0 and 255 alone is black and white: take ``"index"`` for tiles
-            of 0, 1 and an ignored 255, of which some hold no 1.
+        encoding: ``"binary"`` (0 and 1, or black and white at a threshold of 127; 0, 1 and 255 is 255 ignored; other values without
+            white are an error), ``"index"`` (class ids), or ``"colour"``. Masks of single classes are binary. A file of 0 and 255 alone
+            is black and white: take ``"index"`` for tiles of 0, 1 and an ignored 255, of which some hold no 1.
         train: folder that ``{split}`` stands for, or None.
         val: likewise.
         test: likewise.
         valid: templates of further binary masks; where one is black, a pixel does not count. They may be missing.
-        nodata: image value that marks, where all bands have it, a pixel without data; beside what a file declares itself.
+        nodata: image value that marks, where all bands that are kept have it, a pixel without data; beside what a file declares itself.
         image_key: name of the array in HDF5 images; None takes the only one.
         mask_key: name of the array in HDF5 masks; None takes the only one.
     """
@@ -73,6 +83,17 @@ class FolderLayout:
             )
 
 
+def _agriculture_vision(*classes: str) -> FolderLayout:
+    return FolderLayout(  # the test images have no public masks, so `val` is tested on
+        ("{split}/images/rgb/{name}.jpg", "{split}/images/nir/{name}.jpg"),
+        "{split}/labels/{class}/{name}.png",
+        ClassTable(("background", *classes)),
+        val=None,
+        test="val",
+        valid=("{split}/boundaries/{name}.png", "{split}/masks/{name}.png"),
+    )
+
+
 LAYOUTS: Mapping[str, FolderLayout] = {
     "plain": FolderLayout(("{split}/images/{split}/{name}.*",), "{split}/masks/{split}/{name}.*"),
     "image_label": FolderLayout(("{split}/image/{split}/{name}.*",), "{split}/label/{split}/{name}.*"),
@@ -95,26 +116,11 @@ LAYOUTS: Mapping[str, FolderLayout] = {
         val=None,
         test=None,
     ),
-    "agriculture_vision": FolderLayout(  # the test images have no public masks, so `val` is tested on
-        ("{split}/images/rgb/{name}.jpg", "{split}/images/nir/{name}.jpg"),
-        "{split}/labels/{class}/{name}.png",
-        ClassTable(
-            (
-                "background",
-                "double_plant",
-                "drydown",
-                "endrow",
-                "nutrient_deficiency",
-                "planter_skip",
-                "storm_damage",
-                "water",
-                "waterway",
-                "weed_cluster",
-            ),
-        ),
-        val=None,
-        test="val",
-        valid=("{split}/boundaries/{name}.png", "{split}/masks/{name}.png"),
+    "agriculture_vision": _agriculture_vision(
+        "double_plant", "drydown", "endrow", "nutrient_deficiency", "planter_skip", "storm_damage", "water", "waterway", "weed_cluster"
+    ),
+    "agriculture_vision_2020": _agriculture_vision(
+        "cloud_shadow", "double_plant", "planter_skip", "standing_water", "waterway", "weed_cluster"
     ),
     "loveda": FolderLayout(  # the test images have no public masks, so `Val` is tested on
         ("{split}/{area}/images_png/{name}.png",),
@@ -203,7 +209,7 @@ def find_images(root: str | Path, layout: FolderLayout) -> dict[Part | Literal["
 
     Raises:
         SceneNotFoundError: the folder is missing, or holds no image of this layout, or a band file is missing.
-        SceneFormatError: two files claim the same name.
+        SceneFormatError: two files claim the same name, or there are masks of classes that the table lacks.
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
@@ -274,6 +280,9 @@ def _images(root: Path, layout: FolderLayout, keep: tuple[bool, ...], folder: st
         classes = layout.table.names if "{class}" in layout.masks else ("",)
         masks = {name: _listing(root, _placed(layout.masks.replace("{class}", name), keep, folder)) for name in classes}
     valid = [_listing(root, _placed(template, keep, folder)) for template in layout.valid]
+    if listings[0] and isinstance(layout.masks, str) and "{class}" in layout.masks:
+        known = {path for listing in (*listings, *masks.values(), *valid) for path in listing.values()}
+        _check_classes(root, _placed(layout.masks, keep, folder), layout.table.names, known)
     for template, listing in zip(layout.images, listings, strict=True):
         lacking = sorted(set(listings[0]) - set(listing))
         if lacking:
@@ -290,6 +299,24 @@ def _images(root: Path, layout: FolderLayout, keep: tuple[bool, ...], folder: st
         )
         for key in sorted(listings[0])
     ]
+
+
+def _check_classes(root: Path, template: str, names: Sequence[str], known: set[Path]) -> None:
+    # A class that the table lacks would become background, and so normal, without a word.
+    parts = template.split("/")
+    depth = next(index for index, part in enumerate(parts) if "{class}" in part) + 1
+    if parts[depth - 1] == "{class}" and depth < len(parts):  # few folders: the many files of those that are known are not listed again
+        found = sorted(root.glob(re.sub(r"\{\w+\}", "*", "/".join(parts[:depth]))))
+        others = [folder for folder in found if folder.is_dir() and folder.name not in names and not folder.name.startswith(".")]
+        strange = [folder for folder in others if {*_listing(root, template.replace("{class}", folder.name)).values()} - known]
+    else:
+        strange = sorted({*_listing(root, template).values()} - known)
+    if strange:
+        raise SceneFormatError(
+            f"Expected masks of the classes {tuple(names)} at '{root}/{template}', but got also "
+            f"{[path.relative_to(root).as_posix() for path in strange[:16]]}. Choose the layout of this release, or add the classes to the "
+            "table: layout=dataclasses.replace(LAYOUTS[...], table=ClassTable((...)))."
+        )
 
 
 def _listing(root: Path, template: str) -> dict[str, Path]:

@@ -13,7 +13,7 @@ from anomseg.data.class_masks import file_shape, read_class_ids
 from anomseg.data.hdf5_io import HDF5_SUFFIXES, read_hdf5
 from anomseg.data.industrial_layouts import GOOD, IndustrialFile, IndustrialLayout
 from anomseg.data.picture_io import check_picture
-from anomseg.data.raster_io import read_raster
+from anomseg.data.raster_io import kept_bands, read_raster
 from anomseg.data.scene import Scene
 from anomseg.data.scene_datamodule import SceneFacts
 from anomseg.errors import SceneFormatError
@@ -124,18 +124,15 @@ class IndustrialImage:
         path = self.file.path
         if path.suffix.lower() in HDF5_SUFFIXES:
             stored, valid = read_hdf5(path, None, self.window), None
+            stored = stored if self.bands is None else stored[kept_bands(len(stored), self.bands, path)]
         else:
-            raster = read_raster(path, self.window)
+            raster = read_raster(path, self.window, self.bands)
             stored, valid = raster.image, torch.from_numpy(raster.valid)
         if stored.dtype.kind not in "biuf":
             raise SceneFormatError(f"Expected real numbers in '{path}', but got {stored.dtype}. Take the magnitude of complex data.")
         whole = np.iinfo(stored.dtype).max if stored.dtype.kind in "iu" else 1.0
         image = torch.from_numpy(np.require(stored, np.float32, ["C", "W"])) / (self.layout.maximum or whole)
         finite = torch.isfinite(image).all(0) if valid is None else torch.isfinite(image).all(0) & valid
-        if self.bands is not None:
-            if max(self.bands) >= len(image):
-                raise SceneFormatError(f"Expected bands 0 to {len(image) - 1} of '{path}', but got {max(self.bands)} in bands=.")
-            image = image[list(self.bands)]
         return image if bool(finite.all()) else torch.where(finite, image, torch.nan)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,13 +156,14 @@ def _box(grid: Grid, other: Grid) -> tuple[float, float, float, float]:
     return min(rows), min(columns), max(rows), max(columns)
 
 
-def read_on_grid(path: Path, grid: Grid, window: Window | None = None) -> Raster:
+def read_on_grid(path: Path, grid: Grid, window: Window | None = None, keep: Sequence[int] | None = None) -> Raster:
     """Read a raster as it looks on another grid: bilinear, and without data where it has none.
 
     Args:
         path: a georeferenced raster.
         grid: the pixels wanted, georeferenced.
         window: (row, column, height, width) in that grid; None reads all of it.
+        keep: see `read_raster`.
 
     Returns:
         What `read_raster` returns, on that grid and as float32; ``valid`` is False outside of the raster's data.
@@ -172,7 +173,7 @@ def read_on_grid(path: Path, grid: Grid, window: Window | None = None) -> Raster
         SceneFormatError: the file is no raster.
     """
     with opened_raster(path) as dataset, _warped(dataset, grid, "bilinear", dataset.nodata) as view:
-        return raster_of(dataset, view, path, window)
+        return raster_of(dataset, view, path, window, keep)
 
 
 def read_mask_on_grid(path: Path, grid: Grid, window: Window | None = None) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

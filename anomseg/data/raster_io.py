@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +54,8 @@ def raster_shape(path: Path) -> tuple[int, int, int]:
         return len(_good_bands(dataset, path)), int(dataset.height), int(dataset.width)
 
 
-def read_raster(path: Path, window: Window | None = None) -> Raster:
-    """Read all bands of an ENVI file (header or data), a GeoTIFF or another GDAL raster.
+def read_raster(path: Path, window: Window | None = None, keep: Sequence[int] | None = None) -> Raster:
+    """Read the bands of an ENVI file (header or data), a GeoTIFF or another GDAL raster.
 
     ENVI headers are honoured: bands marked bad in ``bbl`` are dropped, ``data ignore value`` marks pixels without data, and values are
     divided by ``reflectance scale factor``. Scale and offset tags of a GeoTIFF are not applied.
@@ -63,19 +63,29 @@ def read_raster(path: Path, window: Window | None = None) -> Raster:
     Args:
         path: the raster; for ENVI the ``.hdr`` or the data file beside it.
         window: (row, column, height, width) in pixels; None reads the whole raster, a window nothing beyond its blocks.
+        keep: indices from 0 of the bands to read, in this order; None reads all, in file order. Others do not touch the validity.
 
     Returns:
-        The bands in file order, with validity, wavelengths and georeference.
+        The bands, with validity, wavelengths and georeference.
 
     Raises:
         SceneNotFoundError: the file, or the data file of an ENVI header, is missing.
         SceneFormatError: the file is cut short or no raster, or every band of it is marked bad.
+        ValueError: a band to keep does not exist.
     """
     with opened_raster(path) as dataset:
-        return raster_of(dataset, dataset, path, window)
+        return raster_of(dataset, dataset, path, window, keep)
 
 
-def raster_of(dataset: Any, pixels: Any, path: Path, window: Window | None = None) -> Raster:
+def kept_bands(count: int, keep: Sequence[int] | None, source: object) -> list[int]:
+    """List the indices of the bands to keep, of all where it is None; a `ValueError` names the file that lacks one."""
+    if keep is not None and (not keep or min(keep) < 0 or max(keep) >= count):
+        strange = next((band for band in keep if not 0 <= band < count), "none")
+        raise ValueError(f"Expected band indices of 0 to {count - 1} in '{source}', but got {strange} in bands=. None keeps all.")
+    return list(range(count)) if keep is None else list(keep)
+
+
+def raster_of(dataset: Any, pixels: Any, path: Path, window: Window | None = None, keep: Sequence[int] | None = None) -> Raster:
     """Read what `read_raster` reads from an open raster, its pixels from a view of it on another grid.
 
     Args:
@@ -83,8 +93,12 @@ def raster_of(dataset: Any, pixels: Any, path: Path, window: Window | None = Non
         pixels: the same, or a warped view with the same bands.
         path: for messages.
         window: as in `read_raster`, in pixels of the view.
+        keep: as in `read_raster`.
     """
-    bands = _good_bands(dataset, path)
+    good = _good_bands(dataset, path)
+    kept = kept_bands(len(good), keep, path)
+    bands = [good[index] for index in kept]
+    wavelength = _wavelengths(dataset, good)  # of all, whose range tells the unit where the file does not
     part = _part(window)
     image = pixels.read(bands, window=part)
     valid = (pixels.read_masks(bands, window=part) > 0).all(axis=0)
@@ -93,7 +107,7 @@ def raster_of(dataset: Any, pixels: Any, path: Path, window: Window | None = Non
         image = (image / float(envi["reflectance_scale_factor"])).astype(np.float32)
     crs = pixels.crs.to_wkt() if pixels.crs else None
     transform = None if pixels.transform.is_identity else six(pixels.transform, window)
-    return Raster(image, valid, _wavelengths(dataset, bands), transform, crs)
+    return Raster(image, valid, wavelength and tuple(wavelength[index] for index in kept), transform, crs)
 
 
 def read_raster_mask(path: Path) -> np.ndarray[Any, Any]:

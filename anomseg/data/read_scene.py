@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from anomseg.data.mat_io import read_mat, read_mat_mask
-from anomseg.data.raster_io import ENVI_DATA_SUFFIXES, Raster, envi_header, read_raster, read_raster_mask
+from anomseg.data.raster_io import ENVI_DATA_SUFFIXES, Raster, envi_header, kept_bands, read_raster, read_raster_mask
 from anomseg.data.scene import Scene
 from anomseg.errors import SceneFormatError, SceneNotFoundError
 from anomseg.sample import ANOMALY, IGNORE, NORMAL
@@ -24,18 +24,25 @@ MASK_SUFFIXES = (".png", ".bmp", *SCENE_SUFFIXES)
 _logger = logging.getLogger("anomseg")
 
 
-def read_scene(path: str | Path, image_key: str | None = None, mask_key: str | None = None, mask_path: str | Path | None = None) -> Scene:
+def read_scene(
+    path: str | Path,
+    image_key: str | None = None,
+    mask_key: str | None = None,
+    mask_path: str | Path | None = None,
+    bands: Sequence[int] | None = None,
+) -> Scene:
     """Read one scene from MATLAB (.mat), ENVI (.hdr or its data file), GeoTIFF (.tif) or NumPy (.npy).
 
     Arrays of MATLAB and NumPy are (H, W, C); a 2-D array is one band. Values are cast to float32 and never rescaled, except by the
-    reflectance scale factor of an ENVI header. A pixel that has a no-data value, NaN or infinity in any band becomes NaN in all bands
-    and 255 in the mask; their number is logged once a scene.
+    reflectance scale factor of an ENVI header. A pixel that has a no-data value, NaN or infinity in any band that is kept becomes NaN in
+    all of them and 255 in the mask; their number is logged once a scene.
 
     Args:
         path: the file; its stem names the scene.
         image_key: variable of a MATLAB file that holds the cube, found by name and shape by default.
         mask_key: variable of a MATLAB file that holds the truth, found likewise.
         mask_path: separate truth in any of these formats, .png or .bmp; see ``read_mask`` for its values. Wins over one inside ``path``.
+        bands: indices from 0 of the bands to keep, in this order; None keeps all.
 
     Returns:
         The scene; its mask is None where there is no truth.
@@ -44,7 +51,7 @@ def read_scene(path: str | Path, image_key: str | None = None, mask_key: str | N
         SceneNotFoundError: a file is missing.
         SceneFormatError: a file is unreadable, of an unknown kind, or holds complex, object or empty arrays.
         MissingDependencyError: a MATLAB v7.3 file meets an installation without h5py.
-        ValueError: the truth does not fit the image.
+        ValueError: the truth does not fit the image, or a band to keep does not exist.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -52,11 +59,11 @@ def read_scene(path: str | Path, image_key: str | None = None, mask_key: str | N
     raster: Raster | None = None
     if suffix == ".mat":
         array, truth = read_mat(path, image_key, mask_key if mask_path is None else None, with_mask=mask_path is None)
-        image = _bands_first(array, path)
+        image = _bands_first(array, path, bands)
     elif suffix == ".npy":
-        image = _bands_first(_read_npy(path), path)
+        image = _bands_first(_read_npy(path), path, bands)
     elif suffix in SCENE_SUFFIXES or envi_header(path) is not None:
-        raster = read_raster(path)
+        raster = read_raster(path, keep=bands)
         image = _float32(raster.image, path)
     else:
         raise SceneFormatError(
@@ -149,12 +156,13 @@ def as_mask(values: np.ndarray[Any, Any], source: str | Path = "array") -> Tenso
     return torch.from_numpy(mask)
 
 
-def _bands_first(array: np.ndarray[Any, Any], path: Path) -> np.ndarray[Any, Any]:
+def _bands_first(array: np.ndarray[Any, Any], path: Path, bands: Sequence[int] | None) -> np.ndarray[Any, Any]:
     if array.ndim not in (2, 3):
         raise SceneFormatError(
             f"Expected an image of shape (H, W, C) or (H, W) in '{path}', but got {array.shape}. Store one scene a file."
         )
-    return _float32(array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0), path)
+    stored = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+    return _float32(stored if bands is None else stored[kept_bands(len(stored), bands, path)], path)
 
 
 def _float32(array: np.ndarray[Any, Any], path: Path) -> np.ndarray[Any, Any]:

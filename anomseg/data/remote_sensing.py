@@ -77,7 +77,8 @@ class RemoteSensingDataModule(SceneDataModule):
             layout: where images and masks lie and what they mean: the name of a data set, or a description.
             classes: which classes are normal, and which ignored; by default the class 0 is normal.
             split: how images are shared out; None follows the folders of the layout, and without such folders ``ShareSplit()``.
-            bands: indices from 0 of the bands to keep, in this order, counted over all band files; None keeps all.
+            bands: indices from 0 of the bands to keep, in this order, counted over all band files; None keeps all. Missing data in the
+                others is no matter.
             augment: changes training samples.
             crops: training samples from each image in an epoch.
             predict_root: folder of images without truth that ``predict`` serves, laid out alike or lying directly in it; None serves the

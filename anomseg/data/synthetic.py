@@ -36,6 +36,7 @@ class SyntheticDataModule(SceneDataModule):
         calibration_block: int = 10,
         test_on: Literal["all", "held_out"] = "all",
         seed: int = 0,
+        train_on: Literal["all", "normal"] = "normal",
     ) -> None:
         """Store the arguments, each as an attribute of its name.
 
@@ -52,11 +53,13 @@ class SyntheticDataModule(SceneDataModule):
             calibration_block: side of such a block in pixels.
             test_on: ``"all"`` pixels, or those ``"held_out"`` from calibration.
             seed: of the scenes, of the calibration blocks and of the order of training samples; at least 0.
+            train_on: whether training masks name the anomalies, to learn from ``"normal"`` pixels and test on scenes of another seed;
+                ``"all"`` hides them, to test on the same scenes.
 
         Raises:
             ValueError: an argument is out of its range. Kind, size and bands are checked where the first scene is drawn.
         """
-        super().__init__(batch_size, num_workers, tile, overlap, calibration_share, calibration_block, test_on, seed)
+        super().__init__(batch_size, num_workers, tile, overlap, calibration_share, calibration_block, test_on, seed, train_on)
         if not 1 <= count <= _MOST_SCENES:
             raise ValueError(f"Expected 1 to {_MOST_SCENES} scenes, but got count={count}. Draw larger scenes instead of more.")
         if seed < 0:

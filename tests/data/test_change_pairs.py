@@ -223,3 +223,17 @@ def test_block__is_prepared_as_the_whole_pair(tmp_path):
     assert scene.transform == (10.0, 0.0, 500400.0, 0.0, -10.0, 4999600.0)
     part = whole.block((40, 40, 40, 40)).part((5, 6, 20, 21))
     assert torch.equal(part.image, image[..., 45:65, 46:67])
+
+
+def test_pair__does_not_care_what_dropped_bands_lack(tmp_path):
+    before, after = values(0, bands=3, dtype=np.float32), values(1, bands=3, dtype=np.float32)
+    before[1] = np.nan
+    files = [save(tmp_path / f"{name}.tif", array, 500000.0) for name, array in (("b", before), ("a", after))]
+    image = pair(*files, bands=(2, 0))().image
+    assert torch.equal(image, torch.from_numpy(np.stack([before[[2, 0]], after[[2, 0]]])))
+    moved = save(tmp_path / "moved.tif", after, 500010.0)  # warped onto the first
+    assert bool(torch.isfinite(pair(files[0], moved, bands=(2, 0))().image).all())
+    named = (("x", before), ("y", after))
+    apart = [[save(tmp_path / f"{name}{i}.tif", array[i : i + 1], 500000.0) for i in range(3)] for name, array in named]
+    split = ChangePair(PairFiles("p", tuple(apart[0]), tuple(apart[1]), None), PairReading((2, 0))).measured()
+    assert torch.equal(split().image, image)

@@ -90,6 +90,45 @@ def test_read_class_ids__lists_what_lies_outside_the_table(tmp_path):
         read_class_ids(save(tmp_path / "b.png", [[[0, 1, 2]]]), TABLE, "index")
 
 
+@pytest.mark.parametrize("stored", [[[0, 1, 2, 6]], [[0, 7]], [[127, 127]], [[1, 2]]])
+def test_read_class_ids__refuses_class_ids_where_black_and_white_is_expected(tmp_path, stored):
+    path = save(tmp_path / "a.png", stored)
+    found = ", ".join(map(str, sorted({value for row in stored for value in row})))
+    with pytest.raises(SceneFormatError, match=rf"a\.png', but got the values \[{found}\].*encoding='index'"):
+        read_class_ids(path, BINARY, "binary")
+    with pytest.raises(SceneFormatError, match=rf"got the values \[{found}\]"):
+        read_layer(path)
+
+
+def test_read_class_ids__takes_grey_for_a_smooth_edge_where_white_is_there(tmp_path):
+    path = save(tmp_path / "a.png", [[0, 1, 40, 127, 128, 255]])
+    assert read_class_ids(path, BINARY, "binary").tolist() == [[0, 0, 0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("inside", [0, 1, 90])
+def test_read_class_ids__takes_what_a_window_means_from_the_whole_file(tmp_path, inside):
+    stored = np.zeros((1500, 8), np.uint8)
+    stored[2, 3], stored[1400, 5] = inside, 200
+    path = save(tmp_path / "picture.png", stored)
+    assert not read_class_ids(path, BINARY, "binary", window=(0, 0, 8, 8)).any()
+    stored[1400, 5] = 6
+    path = save(tmp_path / "ids.png", stored)
+    for window in ((0, 0, 8, 8), (1396, 0, 8, 8)):
+        with pytest.raises(SceneFormatError, match=r"ids\.png', but got the values \[0, .*6"):
+            read_class_ids(path, BINARY, "binary", window=window)
+
+
+def test_read_class_ids__does_not_take_no_data_for_a_class(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    stored = np.array([[[0, 1, -9999, 7]]], np.int16)
+    profile = {"driver": "GTiff", "count": 1, "height": 1, "width": 4, "dtype": "int16", "nodata": 7}
+    with rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
+        file.write(stored)
+    whole = read_class_ids(tmp_path / "a.tif", BINARY, "binary")
+    assert whole.tolist() == [[0, 1, NO_CLASS, NO_CLASS]]
+    assert torch.equal(read_class_ids(tmp_path / "a.tif", BINARY, "binary", window=(0, 1, 1, 3)), whole[:, 1:])
+
+
 def test_read_layer__reads_black_and_white(tmp_path):
     assert read_layer(save(tmp_path / "a.png", [[0, 255, 0]])).tolist() == [[False, True, False]]
     assert read_layer(save(tmp_path / "b.png", [[0, 1, 0]])).tolist() == [[False, True, False]]

@@ -80,6 +80,44 @@ def test_folder_image__keeps_the_named_bands_of_all_band_files(tmp_path, image, 
         replace(both, bands=(5,))()
 
 
+def test_folder_image__does_not_care_what_dropped_bands_lack(tmp_path, image, bands):
+    floats = bands.astype(np.float32)
+    floats[1] = np.nan
+    floats[2, 3, 4] = -1
+    floats[3, 5, 6] = np.inf
+    save_tif(tmp_path / "image.tif", floats, nodata=-1)
+    dead = save_tif(tmp_path / "dead.tif", np.full((1, 6, 8), -1, np.float32), nodata=-1)
+    nir = save_tif(tmp_path / "nir.tif", bands[:1].astype(np.float32))
+    both = replace(image, files=replace(image.files, bands=(tmp_path / "image.tif", dead, nir)), bands=(5, 0))
+    for kept in (both, both.measured()):
+        assert torch.equal(kept().image, torch.from_numpy(bands[[0, 0]].astype(np.float32)))
+        assert torch.equal(kept().mask, torch.from_numpy(IDS != 1).long())
+    for one in (replace(image, bands=(2, 0)), replace(image, bands=(2, 0)).measured()):
+        assert torch.isnan(one().image).all(dim=0).nonzero().tolist() == [[3, 4]]
+        assert (one.part((2, 1, 3, 5)).mask == 255).nonzero().tolist() == [[1, 3]]
+
+
+def test_folder_image__counts_no_data_of_the_layout_among_the_kept_bands(tmp_path, image, bands):
+    bands[:3, 2, 2] = 0
+    save_tif(tmp_path / "image.tif", bands)
+    layout = replace(LAYOUT, nodata=0.0)
+    assert (replace(image, layout=layout, bands=(0, 1, 2))().mask == 255).nonzero().tolist() == [[2, 2]]
+    assert not (replace(image, layout=layout)().mask == 255).any()
+
+
+def test_folder_image__derives_its_truth_beside_dead_bands(tmp_path, image, bands):
+    derived = replace(image, layout=replace(LAYOUT, masks=IndexThreshold((1, 3))), classes=ClassAsNormal(("below",)), bands=(0,))
+    floats = bands.astype(np.float32)
+    floats[2] = np.nan
+    floats[3, 0, 0] = np.nan
+    save_tif(tmp_path / "image.tif", floats)
+    expected = torch.from_numpy(floats[1] > floats[3]).long()
+    expected[0, 0] = 255
+    assert torch.equal(derived().mask, expected)
+    assert torch.equal(derived().image, torch.from_numpy(floats[:1]))
+    assert derived.found() == ("below", "above")
+
+
 def test_folder_image__blocks_are_windows_of_the_whole(image):
     whole, block = image(), image.block((1, 2, 4, 5))
     part = block()
@@ -143,6 +181,9 @@ def test_folder_image__reads_hdf5(tmp_path, image, bands):
     scene = cube()
     assert torch.equal(scene.image, torch.from_numpy(bands.astype(np.float32)))
     assert torch.equal(scene.mask, torch.from_numpy(IDS == 1).long())
+    with h5py.File(tmp_path / "img.h5", "r+") as file:
+        file["img"][..., 2] = np.nan
+    assert torch.equal(replace(cube, bands=(3, 0))().image, torch.from_numpy(bands[[3, 0]].astype(np.float32)))
 
 
 def test_folder_image__has_no_truth_without_a_mask(image):

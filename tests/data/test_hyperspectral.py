@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from scipy.io import savemat
 from spectral.io import envi
@@ -54,6 +55,7 @@ def test_hyperspectral__stores_every_argument_under_its_name(root):
         "calibration_block": 3,
         "test_on": "held_out",
         "seed": 9,
+        "train_on": "normal",
     }
     assert list(given) == list(inspect.signature(HyperspectralDataModule).parameters)
     data = HyperspectralDataModule(**given)
@@ -67,6 +69,31 @@ def test_hyperspectral__keeps_the_named_bands_and_their_wavelengths(tmp_path):
     batch = next(iter(data.predict_dataloader()))
     assert torch.equal(batch["image"][0], torch.from_numpy(cube().astype(np.float32)).permute(2, 0, 1)[[3, 1]])
     assert batch["wavelength"] == [(700.0, 500.0)]
+
+
+@pytest.mark.parametrize("kind", ["npy", "mat", "hdr", "tif"])
+def test_hyperspectral__does_not_care_what_dropped_bands_lack(tmp_path, kind):
+    lacking = cube().astype(np.float32)
+    lacking[..., 2] = np.nan
+    lacking[3, 4, 1] = -999
+    lacking[6, 7, 0] = np.nan
+    if kind == "npy":
+        np.save(tmp_path / "a.npy", np.where(lacking == -999, np.nan, lacking))
+    elif kind == "mat":
+        savemat(tmp_path / "a.mat", {"data": np.where(lacking == -999, np.inf, lacking)})
+    elif kind == "hdr":
+        envi.save_image(str(tmp_path / "a.hdr"), lacking, ext=".img", metadata={"data ignore value": -999})
+    else:
+        profile = {"driver": "GTiff", "count": 4, "height": 12, "width": 10, "dtype": "float32", "nodata": -999}
+        with rasterio.open(tmp_path / "a.tif", "w", **profile, transform=rasterio.Affine(2, 0, 0, 0, -2, 0)) as file:
+            file.write(lacking.transpose(2, 0, 1))
+    for bands, void in (([3], []), ([3, 1], [[3, 4]]), ([0, 3], [[6, 7]])):
+        data = HyperspectralDataModule(tmp_path, bands=bands)
+        data.setup("predict")
+        image = next(iter(data.predict_dataloader()))["image"][0]
+        assert torch.isnan(image).any(dim=0).nonzero().tolist() == void
+        expected = torch.from_numpy(lacking).permute(2, 0, 1)[bands]
+        assert torch.equal(image[~torch.isnan(image)], expected[~torch.isnan(image)])
 
 
 def test_hyperspectral__reads_truths_from_a_folder_of_their_own(root, tmp_path):
@@ -100,7 +127,7 @@ def test_hyperspectral__fails_in_setup_before_any_training(root, tmp_path):
         HyperspectralDataModule(root, mask_root=tmp_path / "empty").setup("fit")
     with pytest.raises(SceneFormatError, match="image_key='cube'"):
         HyperspectralDataModule(root, image_key="cube").setup("fit")
-    with pytest.raises(ValueError, match=r"0 to 3 in scene 'a', but got 4"):
+    with pytest.raises(ValueError, match=r"0 to 3 in '.*a\.mat', but got 4"):
         HyperspectralDataModule(root, bands=[0, 4]).setup("fit")
     (root / "b.mat").write_bytes((root / "b.mat").read_bytes()[:300])
     with pytest.raises(SceneFormatError, match=r"b\.mat"):
@@ -136,3 +163,13 @@ def test_hyperspectral__serves_the_eight_real_scenes():
     assert len(counts) == 8
     calibrated = {batch["name"][0]: float((batch["mask"] != 255).float().mean()) for batch in data.val_dataloader()}
     assert all(share == pytest.approx(0.25, abs=0.01) for share in calibrated.values())
+
+
+def test_hyperspectral__does_not_tell_training_where_the_anomalies_of_tested_scenes_are(root):
+    found = []
+    for train_on in ("all", "normal"):
+        data = HyperspectralDataModule(root, train_on=train_on)
+        data.setup("fit")
+        found.append(any(bool((batch["mask"] == 1).any()) for batch in data.train_dataloader()))
+    assert found == [False, True]
+    assert HyperspectralDataModule(root).train_on == "all"

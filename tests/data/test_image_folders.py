@@ -1,7 +1,9 @@
+from dataclasses import replace
 from typing import get_args
 
 import pytest
 
+from anomseg.data.class_rule import ClassTable
 from anomseg.data.image_folders import LAYOUTS, FolderLayout, LayoutName, find_images, find_unlabelled, layout_of
 from anomseg.errors import SceneFormatError, SceneNotFoundError
 
@@ -90,6 +92,35 @@ def test_find_images__joins_band_files_and_class_folders(tmp_path):
     assert [path.parent.name for path in image.bands] == ["rgb", "nir"]
     assert sorted(name for name, _ in image.masks) == ["endrow", "water"]
     assert [path.parent.name for path in image.valid] == ["boundaries"]
+
+
+def test_find_images__knows_the_classes_of_both_releases_of_agriculture_vision(tmp_path):
+    touch(tmp_path, "train/images/rgb/a.jpg", "train/images/nir/a.jpg")
+    for name in ("cloud_shadow", "double_plant", "planter_skip", "standing_water", "waterway", "weed_cluster"):
+        touch(tmp_path, f"train/labels/{name}/a.png")
+    touch(tmp_path, "train/labels/notes/read.me", "train/labels/.thumbnails/a.png")
+    (image,) = find_images(tmp_path, LAYOUTS["agriculture_vision_2020"])[""]
+    assert [name for name, _ in image.masks] == list(LAYOUTS["agriculture_vision_2020"].table.names[1:])
+    with pytest.raises(
+        SceneFormatError, match=r"also \['train/labels/cloud_shadow', 'train/labels/standing_water'\].*dataclasses\.replace"
+    ):
+        find_images(tmp_path, LAYOUTS["agriculture_vision"])
+    table = ClassTable(("background", *(path.name for path in sorted((tmp_path / "train/labels").iterdir()))))
+    (image,) = find_images(tmp_path, replace(LAYOUTS["agriculture_vision"], table=table))[""]
+    assert {"cloud_shadow", "standing_water"} < {name for name, _ in image.masks}
+
+
+@pytest.mark.parametrize(
+    ("masks", "names", "strange"),
+    [("{class}/{name}.png", ("roof/a", "big_road/a"), "big_road"), ("{name}_{class}.png", ("a_roof", "a_big_road"), "a_big_road.png")],
+)
+def test_find_images__refuses_masks_of_classes_that_the_table_lacks(tmp_path, masks, names, strange):
+    touch(tmp_path, "rgb_1/a.png", "valid_1/a.png", *(f"{name}.png" for name in names))
+    layout = FolderLayout(("rgb_1/{name}.png",), masks, ClassTable(("none", "roof")), valid=("valid_1/{name}.png",))
+    with pytest.raises(SceneFormatError, match=rf"classes \('none', 'roof'\) at .* but got also \['{strange}'\]"):
+        find_images(tmp_path, layout)
+    (image,) = find_images(tmp_path, replace(layout, table=ClassTable(("none", "roof", "big_road"))))[""]
+    assert [name for name, _ in image.masks] == ["roof", "big_road"]
 
 
 def test_find_images__takes_the_stem_of_a_single_image_for_its_name(tmp_path):

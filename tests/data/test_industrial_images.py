@@ -133,7 +133,7 @@ def test_alpha__is_no_band(tmp_path):
 
 
 def test_bands__beyond_the_file_are_an_error(tmp_path):
-    with pytest.raises(SceneFormatError, match="bands 0 to 0"):
+    with pytest.raises(ValueError, match=r"indices of 0 to 0 in .*image.png.* got 2 in bands="):
         image(tmp_path, grey(), bands=(0, 2))()
 
 
@@ -209,3 +209,10 @@ def test_truth__of_a_normal_image_keeps_what_its_mask_ignores(tmp_path):
     patch = image(tmp_path, grey(), mask, layout=layout, window=(2, 2, 4, 8)).truth()
     assert patch[:, 0].tolist() == [255] * 4
     assert int((patch == 1).sum()) == 1  # the mask says what little of a normal patch is not
+
+
+def test_image__does_not_care_what_dropped_bands_lack(tmp_path):
+    stored = torch.rand(3, 6, 7)
+    stored[1] = torch.nan
+    found = image(tmp_path, stored, bands=(2, 0))()
+    assert torch.equal(found.image, stored[[2, 0]])

@@ -69,6 +69,20 @@ def test_read_raster__gives_wavelengths_in_nanometres(tmp_path, units, stored, e
     assert wavelength == (None if expected is None else pytest.approx((expected,) * 3))
 
 
+def test_read_raster__keeps_the_named_bands_alone_counted_without_bad_ones(tmp_path):
+    header = save_envi(
+        tmp_path / "a.hdr", wavelength=[50, 90, 120], wavelength_units="Unknown", bbl=[0, 1, 1], data_ignore_value=CUBE[2, 3, 1]
+    )
+    raster = read_raster(header, keep=[1])
+    np.testing.assert_array_equal(raster.image, CUBE.transpose(2, 0, 1)[[2]])
+    assert raster.valid.all()
+    assert not read_raster(header, keep=[1, 0]).valid.all()
+    assert read_raster(header, keep=[0]).wavelength == read_raster(header).wavelength[:1] == (90.0,)
+    for keep in ([2], [-1], []):
+        with pytest.raises(ValueError, match=r"0 to 1 in '.*a\.hdr', but got (2|-1|none) in bands="):
+            read_raster(header, keep=keep)
+
+
 def test_read_raster__honours_the_ignore_value_and_the_scale_factor(tmp_path):
     raster = read_raster(save_envi(tmp_path / "a.hdr", data_ignore_value=-7, reflectance_scale_factor=100.0))
     assert np.argwhere(~raster.valid).tolist() == [[0, 0]]

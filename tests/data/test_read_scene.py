@@ -323,3 +323,13 @@ def test_read_scene__gives_landsat_wavelengths_in_nanometres():
 def test_find_scenes__counts_real_envi_pairs_once():
     assert [path.name for path in find_scenes(DATA / "change/landsat/Taizhou")] == ["2000TM.HDR", "2003TM.HDR"]
     assert len(find_scenes(DATA / "hyperspectral")) == 8
+
+
+def test_read_scene__keeps_the_named_bands_in_their_order_and_names_a_missing_one(tmp_path):
+    np.save(tmp_path / "a.npy", CUBE)
+    envi.save_image(str(tmp_path / "b.hdr"), CUBE, ext=".dat", metadata={"wavelength": [400, 500, 600], "wavelength units": "nm"})
+    for name in ("a.npy", "b.hdr"):
+        assert torch.equal(read_scene(tmp_path / name, bands=(2, 0)).image, image_of(CUBE)[[2, 0]])
+        with pytest.raises(ValueError, match=rf"0 to 2 in '.*{name}', but got 3 in bands="):
+            read_scene(tmp_path / name, bands=(0, 3))
+    assert read_scene(tmp_path / "b.hdr", bands=(2, 0)).wavelength == (600.0, 400.0)

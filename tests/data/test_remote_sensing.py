@@ -49,6 +49,34 @@ def truth_of(root, name):
     return torch.tensor([255, 0, 1])[ids]
 
 
+def test_remote_sensing__does_not_care_what_dropped_bands_lack(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    for index in range(4):
+        save(tmp_path, f"i{index}", (24, 24), index)
+        stored = np.array(Image.open(tmp_path / f"images/i{index}.png")).transpose(2, 0, 1).astype(np.float32)
+        stored[2] = np.nan
+        (tmp_path / f"images/i{index}.png").unlink()
+        profile = {"driver": "GTiff", "count": 3, "height": 24, "width": 24, "dtype": "float32"}
+        with rasterio.open(tmp_path / f"images/i{index}.tif", "w", **profile, transform=rasterio.Affine(2, 0, 0, 0, -2, 0)) as file:
+            file.write(stored)
+    layout = FolderLayout(("images/{name}.tif",), LAND.masks.replace("{split}/", ""), LAND.table, "index")
+    data = RemoteSensingDataModule(tmp_path, layout, LAND_NORMAL, ShareSplit(0.5, 0.0, 0.5), bands=[1, 0], tile=16)
+    data.setup("fit")
+    data.setup("test")
+    for batch in (*data.train_dataloader(), *data.test_dataloader()):
+        assert batch["image"].shape[1] == 2
+        assert torch.isfinite(batch["image"]).all()
+    assert torch.isfinite(data.band_statistics().mean).all()
+    tested = [(scene().mask, truth_of(tmp_path, scene.name)) for scene in data.scenes_of("test")]
+    assert all(torch.equal(mask, truth) for mask, truth in tested)
+
+
+def test_remote_sensing__refuses_class_ids_in_the_layout_of_black_and_white_masks(root):
+    data = RemoteSensingDataModule(root)
+    with pytest.raises(SceneFormatError, match=r"masks/i\d\.png', but got the values \[0, 1, 2\].*encoding='index'"):
+        data.setup("fit")
+
+
 def test_remote_sensing__tests_all_pixels_of_images_that_did_not_train(root):
     data = module(root)
     data.setup("fit")
