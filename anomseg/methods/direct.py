@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 
 import torch
@@ -15,7 +14,7 @@ from anomseg.functional.score_curves import auroc
 from anomseg.functional.score_histogram import count_scores
 from anomseg.functional.simulation import AnomalySimulation, WhitenedScene
 from anomseg.methods.base import AnomalySegmenter
-from anomseg.methods.direct_training import DirectTraining, Lesson, pseudo_labels, teach, teacher_map
+from anomseg.methods.direct_training import DirectTraining, Lesson, pseudo_labels, scene_key, teach, teacher_map
 from anomseg.sample import ANOMALY, IGNORE
 
 KEPT_MAPS = 16
@@ -42,6 +41,7 @@ class DirectDetection(AnomalySegmenter):
     labels by rank and the fit to a single scene are ours.
     """
 
+    least_pixels = 2
     learns = False
 
     def __init__(
@@ -69,7 +69,7 @@ class DirectDetection(AnomalySegmenter):
     def _remembered(self, image: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
             held = image.detach().cpu().float().clone()
-            key = hashlib.blake2b(held.numpy().tobytes(), digest_size=16).digest()
+            key = scene_key(held)
             if key not in self._maps:
                 self._maps[key] = self._detect(held, image.device)
                 while len(self._maps) > KEPT_MAPS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -68,6 +69,13 @@ class DirectTraining:
     rounds: int = 0
 
 
+def scene_key(image: Tensor) -> bytes:
+    """Name a (C, H, W) float32 image on the processor by what it holds: 16 bytes that differ where its shape or a value does."""
+    digest = hashlib.blake2b(str(tuple(image.shape)).encode(), digest_size=16)
+    digest.update(image.contiguous().numpy().data)
+    return digest.digest()
+
+
 def teacher_map(image: Tensor, recipe: DirectTraining, area: int) -> Tensor:
     """Score one (C, H, W) image by the recipe's teacher: (H, W), zeros for `none`."""
     maps: dict[str, Callable[[Tensor], Tensor]] = {
@@ -98,8 +106,8 @@ class Lesson:
         label: (H, W) pseudo labels of its own pixels: 0, 1 and 255.
         area: pixels, above the largest target.
         channels: components that the net expects; missing ones are zero.
-        spread: (k, 1, 1) standard deviation of the scene's details.
-        features: (6 channels + 4, H, W) what the net sees of the scene as it is.
+        spread: (k, 1, 1) standard deviation of the details of the pixels with data.
+        features: (6 channels + 4, H, W) what the net sees of the scene as it is; 0 where there is no data.
     """
 
     scene: WhitenedScene
@@ -110,18 +118,25 @@ class Lesson:
     features: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        details = area_details(self.scene.z, self.area)
-        spread = details.flatten(1).std(1)[:, None, None]
+        details = self._details(self.scene.z)
+        spread = details[:, self.scene.valid].std(1)[:, None, None]
         self.spread = torch.where(spread > 1e-6, spread, torch.inf)
-        self.features = lift(self.scene.z[None], (details / self.spread)[None], self.channels)[0]
+        self.features = self._lifted(self.scene.z, details)
 
     def simulate(self, simulation: AnomalySimulation, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Implant anomalies: features and (H, W) labels, pseudo labels standing where nothing was implanted."""
         z, label = simulation.implant(self.scene, self.label == IGNORE, generator)
         untouched = (z == self.scene.z).all(0)
         label = torch.where(untouched & (self.label == ANOMALY), ANOMALY, label)
-        features = lift(z[None], (area_details(z, self.area) / self.spread)[None], self.channels)[0]
-        return features, label
+        return self._lifted(z, self._details(z)), label
+
+    def _details(self, z: Tensor) -> Tensor:
+        """Keep the small details of (k, H, W) components; 0 where there is no data."""
+        known = torch.where(self.scene.valid, z, torch.nan)  # zeros would join the regions on both sides of a gap
+        return torch.where(self.scene.valid, area_details(known, self.area), 0.0)
+
+    def _lifted(self, z: Tensor, details: Tensor) -> Tensor:
+        return lift(z[None], (details / self.spread)[None], self.channels, self.scene.valid[None])[0]
 
 
 def teach(

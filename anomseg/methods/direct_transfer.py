@@ -24,6 +24,7 @@ from anomseg.methods.direct_training import (
     lesson_loss,
     pseudo_labels,
     random_crops,
+    scene_key,
     teacher_map,
 )
 from anomseg.nets.context_net import lifted_channels
@@ -76,22 +77,21 @@ class TransferDetection(AnomalySegmenter):
         if self.recipe.rounds:
             raise ValueError(f"Expected recipe.rounds=0 for shared weights, but got {self.recipe.rounds}. Use DirectDetection for rounds.")
         self.nets = nn.ModuleList(built_net(lifted_channels(components), self.recipe) for _ in range(self.recipe.nets))
-        self._lessons: dict[str, Lesson] = {}
+        self._lessons: dict[bytes, Lesson] = {}
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Implant anomalies in each scene of the batch and compute the loss of every net on crops of its own."""
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.global_step) * 1009 + self.global_rank)
-        names = batch.get("name", [str(index) for index in range(len(batch["image"]))])
         losses = []
-        for image, name, window in zip(batch["image"], names, batch.get("window", [None] * len(names)), strict=True):
-            lesson = self._lesson(image, f"{name} {window}")
+        for image in batch["image"]:
+            lesson = self._lesson(image)
             features, label = lesson.simulate(self.simulation, generator)
             for net in self.nets:
                 crops, truth = random_crops(features, label, self.recipe.crop, CROPS * self.recipe.steps, generator)
                 crops = _signs_drawn(crops, self.components, generator).to(self.device)
                 losses.append(lesson_loss(net, crops, truth.to(self.device), self.recipe, generator))
         loss = torch.stack(losses).mean()
-        self.log("train_loss", loss, batch_size=len(names))
+        self.log("train_loss", loss, batch_size=len(batch["image"]))
         return loss
 
     def score(self, image: Tensor) -> Tensor:
@@ -120,9 +120,10 @@ class TransferDetection(AnomalySegmenter):
         with evaluation_mode(self.nets):
             return torch.stack([flipped_mean(net, lesson.features.to(self.device)).cpu() for net in self.nets]).mean(0)
 
-    def _lesson(self, image: Tensor, key: str) -> Lesson:
+    def _lesson(self, image: Tensor) -> Lesson:
+        held = image.detach().cpu().float()
+        key = scene_key(held)  # not its name, which batches may lack and crops of one scene share
         if key not in self._lessons:
-            held = image.detach().cpu().float()
             scene = WhitenedScene.of(held, self.components)
             label = pseudo_labels(teacher_map(held, self.recipe, self.area), scene.valid, self.recipe)
             self._lessons[key] = Lesson(scene, label, self.area, self.components)

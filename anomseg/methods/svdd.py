@@ -102,18 +102,15 @@ class SVDD(AnomalySegmenter):
         self.inputs = Inputs(in_channels, self.texture, standardise)
         self.net: DescriptorNet = self.descriptor.build(self.inputs.channels)
         self.fitted = DescriptorFit()
-        self.learnt_radius = nn.Parameter(torch.tensor(self.recipe.radius_start), requires_grad=self.recipe.objective == "contrast")
-        self._refreshed = False
+        self.learnt_radius = nn.Parameter(torch.tensor(float(self.recipe.radius_start)), requires_grad=self.recipe.objective == "contrast")
+        self._refreshed_at = -1
 
     def on_train_start(self) -> None:
         """Take the statistics of the inputs and the first centre from the training data."""
+        self._refreshed_at = -1  # steps of an earlier training count for nothing
         if not self.inputs.fitted:
             self.inputs.fit(lambda: ((batch["image"], self._normal_pixels(batch)) for batch in training_batches(self)), self.device)
             self.fitted.begin(self._described(), self.recipe, self.device)
-
-    def on_train_epoch_start(self) -> None:
-        """Begin an epoch."""
-        self._refreshed = False
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Compute the losses of a batch on its normal pixels."""
@@ -130,19 +127,24 @@ class SVDD(AnomalySegmenter):
             radius = self.learnt_radius if self.recipe.objective == "contrast" else self.fitted.radius
             losses |= svdd_losses(out.descriptor, copy, self.fitted.centre, radius, valid, self.recipe, counted)
         self.log_dict({f"loss_{name}": value.detach() for name, value in losses.items()}, batch_size=len(image))
-        # DDP wants every parameter in every loss, and the heads take turns.
-        idle = torch.stack([p.sum() for p in self.net.parameters()]).sum() * 0.0
+        # DDP wants every parameter in every loss; the heads take turns, and a learnt radius has no part in the warm-up.
+        learnt = [p.sum() for p in (*self.net.parameters(), self.learnt_radius) if p.requires_grad]
+        idle = torch.stack(learnt).sum() * 0.0
         return torch.stack(list(losses.values())).sum() + idle
 
     def on_validation_start(self) -> None:
-        """Fit centre, radius and distributions before anything is scored with them."""
+        """Fit the distributions, and after an epoch centre and radius, before anything is scored with them."""
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self._refresh()
+            self._refresh(ended=self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
 
     def on_train_epoch_end(self) -> None:
         """Fit centre, radius and distributions where training or a checkpoint needs them before the next validation."""
-        if self.recipe.moves or not self.trainer.enable_validation:
-            self._refresh()
+        if self.recipe.moves or not self.trainer.enable_validation or self._training_ends():
+            self._refresh(ended=True)
+
+    def on_train_end(self) -> None:
+        """Fit them to the last weights where a callback stopped the training at the end of an epoch without a validation."""
+        self._refresh(ended=True)
 
     def score(self, image: Tensor) -> Tensor:
         """Score (B, C, H, W) by the rule of descriptors; see the base class."""
@@ -166,12 +168,19 @@ class SVDD(AnomalySegmenter):
         """Say whether the reconstruction alone is learnt; without it there is nothing to warm up by."""
         return self.recipe.weights[2] > 0 and self.current_epoch < self.recipe.warmup * (self.trainer.max_epochs or 1)
 
-    def _refresh(self) -> None:
-        if not self._refreshed:
-            self._refreshed = True
+    def _training_ends(self) -> bool:
+        """Say at the end of an epoch whether it is the last one, as far as is known before callbacks have their say."""
+        epochs, steps = self.trainer.max_epochs or -1, self.trainer.max_steps
+        return 0 < epochs <= self.current_epoch + 1 or 0 <= steps <= self.global_step or self.trainer.should_stop
+
+    def _refresh(self, *, ended: bool) -> None:
+        """Fit to the present weights what does not fit them yet."""
+        if self._refreshed_at != self.global_step:
+            self._refreshed_at = self.global_step
             if self.recipe.objective == "contrast":
                 self.fitted.radius = self.learnt_radius.detach().abs().clone()
-            self.fitted.refresh(self._described(), self.recipe, self.current_epoch, warming_up=self._warming_up())
+            epoch, warming_up = self.current_epoch, self._warming_up()
+            self.fitted.refresh(self._described(), self.recipe, epoch, warming_up=warming_up, ended=ended)
 
     @torch.no_grad()
     def _described(self) -> Iterator[DescribedBatch]:

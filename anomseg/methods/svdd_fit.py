@@ -69,15 +69,23 @@ COLLAPSED = 1e-4  # of the first spread
 
 
 class _Boundary(ScoreState):
-    """Find the radius that a share of all normal pixels of all ranks exceeds, in bounded memory."""
+    """Find the radius that a share of all normal pixels exceeds, in bounded memory."""
 
     def __init__(self, nu: float) -> None:
-        super().__init__()
+        # What is counted lies on the processor, and tensors there are nothing that NCCL could gather.
+        super().__init__(sync_on_compute=False)
         self.nu = nu
 
     def compute(self) -> Tensor:
-        """Give R, () float64."""
+        """Give R of the pixels seen here, () float64."""
         return boundary_radius(self.counts(), self.nu)
+
+    def of_all_ranks(self) -> Tensor:
+        """Give R of the pixels of all ranks, () float64; every rank has to ask for it."""
+        whole = _Boundary(self.nu)
+        for state in gathered_objects(self.metric_state):
+            whole.merge_state(state)
+        return boundary_radius(whole.counts(), self.nu)
 
 
 @dataclass(frozen=True)
@@ -112,8 +120,11 @@ class _Gathered:
             parts.append((four, image_means(z, normal).cpu(), largest_distances(z, centre, normal).cpu(), held))
             if len(parts) == 64:  # bounded memory at any number of images
                 parts = [_joined(parts)]
-        moments, means, largest, sample = _joined(gathered_objects(_joined(parts)))
-        return cls(moments, means, largest, boundary.compute(), sample)
+        found = [part for part in gathered_objects(_joined(parts) if parts else None) if part is not None]
+        if not found:
+            raise ValueError("Expected batches of training data, but there are none. Check the data module and limit_train_batches.")
+        moments, means, largest, sample = _joined(found)
+        return cls(moments, means, largest, boundary.of_all_ranks(), sample)
 
 
 def _sampled(z: Tensor, normal: Tensor, generator: torch.Generator) -> Tensor:
@@ -130,7 +141,7 @@ def _on_processor(found: FourthMoments) -> FourthMoments:
 
 
 def _joined(parts: list[Any]) -> Any:
-    """Join what batches or ranks found."""
+    """Join what batches or ranks found, at least one."""
     moments, means, largest, sample = zip(*parts, strict=True)
     pixels = torch.cat(sample, dim=1)
     step = max(1, -(-pixels.shape[1] // KEPT_PIXELS))
@@ -158,20 +169,24 @@ class DescriptorFit(nn.Module):
 
     def begin(self, described: Iterable[DescribedBatch], recipe: SVDDTraining, device: torch.device) -> None:
         """Set the first centre, the mean over images of their mean normal descriptor, and the first radius."""
-        means = torch.cat(gathered_objects(torch.cat([image_means(one.descriptor, one.normal).cpu() for one in described])))
+        found = gathered_objects([image_means(one.descriptor, one.normal).cpu() for one in described])
+        means = torch.cat([batch for rank in found for batch in rank])  # a rank may have no samples
         self.centre = (
             push_from_zero(means.mean(0).float()).to(device) if recipe.objective == "one_class" else means.mean(0).float().to(device)
         )
-        self.radius = torch.tensor(recipe.radius_start, device=device)
+        self.radius = torch.tensor(float(recipe.radius_start), device=device)
 
-    def refresh(self, described: Iterable[DescribedBatch], recipe: SVDDTraining, epoch: int, *, warming_up: bool) -> None:
-        """Fit everything after an epoch.
+    def refresh(
+        self, described: Iterable[DescribedBatch], recipe: SVDDTraining, epoch: int, *, warming_up: bool, ended: bool = True
+    ) -> None:
+        """Fit everything after an epoch, or the distributions alone within one.
 
         Args:
             described: the training data in evaluation mode.
             recipe: see `SVDDTraining`.
-            epoch: that ended, from 0.
+            epoch: the present one, from 0.
             warming_up: whether the SVDD loss is not yet in use, so that the radius stays.
+            ended: whether the epoch is over; within one the sphere stays, so that how often is validated changes nothing of the training.
 
         Raises:
             RuntimeError: the descriptors have collapsed.
@@ -179,9 +194,9 @@ class DescriptorFit(nn.Module):
         gathered = _Gathered.of(described, self.centre, recipe.nu)
         device = self.centre.device
         normal, everything, normal_inputs, all_inputs = gathered.moments
-        if recipe.objective != "contrast" and not warming_up:
+        if ended and recipe.objective != "contrast" and not warming_up:
             self.radius = self._new_radius(gathered, recipe).to(device)
-        if recipe.centre_every and (epoch + 1) % recipe.centre_every == 0:
+        if ended and recipe.centre_every and (epoch + 1) % recipe.centre_every == 0:
             self.centre = gathered.means.mean(0).float().to(device)
         self.descriptor_ratio.fit(normal, everything, device)
         self.input_ratio.fit(normal_inputs, all_inputs, device)

@@ -12,45 +12,51 @@ RINGS = ((7, 13), (11, 23))
 Norm = Literal["instance", "batch", "none"]
 
 
-def ring_mean(z: Tensor, inner: int, outer: int) -> Tensor:
+def ring_mean(z: Tensor, inner: int, outer: int, valid: Tensor | None = None) -> Tensor:
     """Average the pixels of a square ring around each pixel: the outer window without the inner one, cut at the border.
 
     Args:
         z: (B, k, H, W).
         inner: side of the inner window in pixels, odd.
         outer: side of the outer window in pixels, odd.
+        valid: (B, H, W) bool, False for pixels that are no part of a ring; None for none.
 
     Returns:
-        (B, k, H, W).
+        (B, k, H, W); 0, the mean of whitened components, where a ring has no pixel.
     """
-    ones = torch.ones_like(z[:1, :1])
+    if valid is None:
+        counted = torch.ones_like(z[:1, :1])
+    else:
+        counted, z = valid[:, None].to(z.dtype), torch.where(valid[:, None], z, 0.0)
 
     def box(x: Tensor, side: int) -> Tensor:
         across = F.avg_pool2d(x, (1, side), stride=1, padding=(0, side // 2), divisor_override=1)
         return F.avg_pool2d(across, (side, 1), stride=1, padding=(side // 2, 0), divisor_override=1)
 
-    return (box(z, outer) - box(z, inner)) / (box(ones, outer) - box(ones, inner)).clamp_min(1.0)
+    return (box(z, outer) - box(z, inner)) / (box(counted, outer) - box(counted, inner)).clamp_min(1.0)
 
 
-def lift(z: Tensor, details: Tensor, components: int | None = None) -> Tensor:
+def lift(z: Tensor, details: Tensor, components: int | None = None, valid: Tensor | None = None) -> Tensor:
     """Turn whitened components into features in which "far from the scene", "unlike its surroundings" and "small" are nearly linear.
 
     Args:
         z: (B, k, H, W) whitened components.
         details: (B, k, H, W) their details below an area (see `anomseg.functional.area_filter.area_details`), of about unit size.
         components: K >= k of the net; the features of missing ones are 0. None is k.
+        valid: (B, H, W) bool, False for pixels without data; None for none.
 
     Returns:
         (B, 6K + 4, H, W): signed roots of z and of the details; roots of |z|, of |z − ring mean| for two rings, of |details|; log mean
-        squares of these four.
+        squares of these four. All are 0 where a pixel is not valid, which is about what they are for a typical pixel.
     """
-    deviations = [z, *(z - ring_mean(z, inner, outer) for inner, outer in RINGS), details]
+    deviations = [z, *(z - ring_mean(z, inner, outer, valid) for inner, outer in RINGS), details]
     roots = [d.abs().add(1e-6).sqrt() for d in deviations]
     energies = [d.square().mean(1, keepdim=True).add(1e-4).log() for d in deviations]
     groups = [z.sign() * roots[0], details.sign() * roots[-1], *roots]
     if components is not None:
         groups = [F.pad(group, (0, 0, 0, 0, 0, components - z.shape[1])) for group in groups]
-    return torch.cat([*groups, *energies], dim=1)
+    features = torch.cat([*groups, *energies], dim=1)
+    return features if valid is None else torch.where(valid[:, None], features, 0.0)
 
 
 def lifted_channels(components: int) -> int:

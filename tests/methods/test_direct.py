@@ -118,6 +118,12 @@ def test_direct__scores_a_constant_scene_zero():
     assert (quick().score(torch.ones(1, 4, 30, 30)) == 0).all()
 
 
+def test_direct__takes_scenes_of_the_same_values_in_another_shape():
+    method = quick()
+    assert method.score(torch.ones(1, 4, 30, 20)).shape == (1, 30, 20)
+    assert method.score(torch.ones(1, 4, 20, 30)).shape == (1, 20, 30)
+
+
 def test_checked_map__turns_an_inverted_map_and_says_so():
     label = torch.zeros(10, 10, dtype=torch.long)
     label[0, :3] = 1

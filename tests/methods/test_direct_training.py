@@ -11,6 +11,7 @@ from anomseg.methods.direct_training import (
     lesson_loss,
     pseudo_labels,
     random_crops,
+    scene_key,
     teacher_map,
 )
 from anomseg.nets.context_net import lifted_channels
@@ -56,6 +57,32 @@ def test_lesson__implants_without_changing_the_scene():
     assert not torch.equal(features, held.features)
     assert torch.equal(held.features, before[0])
     assert torch.equal(held.label, before[1])
+
+
+def collared(image, label):
+    image = nn.functional.pad(image, (0, 17, 9, 0), value=torch.nan)
+    scene = WhitenedScene.of(image, 4)
+    return Lesson(scene, nn.functional.pad(label, (0, 17, 9, 0), value=255), 30, 5)
+
+
+def test_lesson__sees_a_scene_in_a_collar_without_data_as_the_scene_alone():
+    image = torch.randn(6, 30, 32, generator=torch.Generator().manual_seed(0)).cumsum(0)
+    label = torch.zeros(30, 32, dtype=torch.long)
+    alone, within = Lesson(WhitenedScene.of(image, 4), label, 30, 5), collared(image, label)
+    torch.testing.assert_close(within.spread, alone.spread)
+    torch.testing.assert_close(within.features[:, 9:, :32], alone.features)
+    features, truth = within.simulate(AnomalySimulation(density=100.0), torch.Generator().manual_seed(0))
+    assert (truth == 1).any()
+    assert not features[:, ~within.scene.valid].any()
+    assert not within.features[:, ~within.scene.valid].any()
+
+
+def test_scene_key__differs_with_shape_and_values_alone():
+    image = torch.rand(2, 4, 6)
+    assert scene_key(image) == scene_key(image.clone())
+    assert scene_key(image.mT) == scene_key(image.mT.contiguous())
+    keys = [scene_key(one) for one in (image, image.view(2, 6, 4), image.view(4, 2, 6), image + 1)]
+    assert len(set(keys)) == 4
 
 
 def test_random_crops__turn_features_and_labels_alike():

@@ -75,6 +75,23 @@ def test_transfer__ignores_what_lies_in_pixels_without_data(taught):
     assert torch.equal(taught[0].score(image), taught[0].score(poisoned))
 
 
+def test_transfer__scores_a_scene_in_a_collar_without_data_as_the_scene_alone(taught):
+    image = torch.randn(1, 8, 40, 44, generator=torch.Generator().manual_seed(0)).cumsum(1)
+    alone = taught[0].score(image)
+    within = taught[0].score(torch.nn.functional.pad(image, (0, 40, 0, 30), value=torch.nan))
+    torch.testing.assert_close(within[:, :30, :34], alone[:, :30, :34], atol=1e-4, rtol=1e-4)  # beyond lies what the net adds at a border
+
+
+@pytest.mark.parametrize("named", [{}, {"name": "one", "window": "all"}])
+def test_transfer__learns_from_every_image_whatever_its_name(tmp_path, named):
+    scenes = [{"image": torch.randn(4, 24, 24) + index} | named for index in range(3)]
+    method = quick()
+    loop = pl.Trainer(default_root_dir=tmp_path, max_epochs=2, enable_checkpointing=False, **QUIET)
+    loop.fit(method, torch.utils.data.DataLoader(scenes, batch_size=1))
+    means = sorted(float(lesson.scene.mean.mean()) for lesson in method._lessons.values())
+    assert means == pytest.approx([0.0, 1.0, 2.0], abs=0.2)
+
+
 def test_transfer__refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="rounds=0"):
         quick(rounds=1)

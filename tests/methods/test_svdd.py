@@ -1,16 +1,22 @@
+from functools import reduce
+
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 
 from anomseg.checkpoint import load
 from anomseg.data.synthetic import SyntheticDataModule
 from anomseg.errors import NotFittedError
+from anomseg.functional.descriptor_statistics import descriptor_moments
+from anomseg.functional.ledoit_wolf import merge_moments
 from anomseg.functional.virtual_anomalies import GaussianNoise
 from anomseg.methods.svdd import SVDD
 from anomseg.methods.svdd_inputs import Texture
 from anomseg.methods.svdd_training import CONTRAST, DEEP_SVDD, SVDDTraining
 from anomseg.nets.descriptor import PixelDescriptor
 from anomseg.nets.patch_descriptor import PatchDescriptor
+from anomseg.optimisation import Optimisation
 
 SMALL = PatchDescriptor(scales=(1.0,))
 OURS = {
@@ -75,6 +81,88 @@ def test_svdd__contrast_learns_its_radius(tmp_path):
     method, _ = taught(tmp_path, **OURS)
     assert method.learnt_radius != CONTRAST.radius_start
     torch.testing.assert_close(method.fitted.radius, method.learnt_radius.detach().abs())
+
+
+def gap(method, batches):
+    """Say by how much the held statistics differ from those of the present weights."""
+    held = method.fitted.descriptor_ratio.mean.clone()
+    net = method.net.eval()
+    with torch.no_grad():
+        parts = [descriptor_moments(net(method.inputs(b["image"])).descriptor, b["mask"] == 0) for b in batches]
+    return float((held - reduce(merge_moments, parts).mean).abs().max())
+
+
+SLIM = {"descriptor": PixelDescriptor(latent=4, hidden=(8,)), "optimisation": Optimisation(lr=3e-3)}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        (CONTRAST, {"check_val_every_n_epoch": 2}),
+        (CONTRAST, {"max_steps": 4}),
+        (DEEP_SVDD, {"check_val_every_n_epoch": 4}),
+        (SVDDTraining(), {"val_check_interval": 0.5}),
+    ],
+)
+def test_svdd__ends_with_the_statistics_of_its_last_weights(tmp_path, recipe, options):
+    pl.seed_everything(0, verbose=False)
+    method = SVDD(in_channels=10, recipe=recipe, score_rule="mahalanobis", **SLIM)
+    scenes, late = data(), ModelCheckpoint(tmp_path, save_on_train_epoch_end=True)
+    trainer(tmp_path, epochs=3, callbacks=[late], **options).fit(method, scenes)
+    assert gap(method, scenes.train_dataloader()) < 1e-6
+    assert gap(load(late.best_model_path), scenes.train_dataloader()) < 1e-6
+
+
+class Stop(pl.Callback):
+    """Stop a training at the end of its first epoch, when the method has had its turn."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        pl_module.on_train_epoch_end = lambda: setattr(trainer, "should_stop", True)
+
+
+def test_svdd__ends_with_the_statistics_of_its_last_weights_where_a_callback_stops_it(tmp_path):
+    method, scenes = SVDD(in_channels=10, recipe=CONTRAST, **SLIM), data()
+    loop = trainer(tmp_path, epochs=9, check_val_every_n_epoch=9, callbacks=[Stop()])
+    loop.fit(method, scenes)
+    assert loop.current_epoch == 1
+    assert gap(method, scenes.train_dataloader()) < 1e-6
+
+
+class Watch(pl.Callback):
+    """Note the statistics and the centre of every validation."""
+
+    def __init__(self):
+        self.gaps, self.centres = [], []
+
+    def on_validation_end(self, trainer, pl_module):
+        self.gaps.append(gap(pl_module, trainer.datamodule.train_dataloader()))
+        self.centres.append(pl_module.fitted.centre.clone())
+
+
+def test_svdd__validates_with_the_statistics_of_the_present_weights_and_moves_its_centre_once_an_epoch(tmp_path):
+    pl.seed_everything(0, verbose=False)
+    watch, method = Watch(), SVDD(in_channels=10, score_rule="mahalanobis", **SLIM)
+    trainer(tmp_path, val_check_interval=0.5, num_sanity_val_steps=0, callbacks=[watch]).fit(method, data())
+    assert max(watch.gaps) < 1e-6
+    centres = watch.centres
+    assert [torch.equal(a, b) for a, b in zip(centres[1:], centres[:-1], strict=True)] == [False, True, False]
+
+
+def test_svdd__taught_again_for_as_many_steps_holds_statistics_of_its_new_weights(tmp_path):
+    method, _ = taught(tmp_path, epochs=1, recipe=CONTRAST, **SLIM)
+    scenes = data()
+    trainer(tmp_path, epochs=1, num_sanity_val_steps=0).fit(method, scenes)
+    assert gap(method, scenes.train_dataloader()) < 1e-6
+
+
+def test_svdd__contrast_has_its_radius_in_every_loss(tmp_path):
+    recipe = SVDDTraining(objective="contrast", radius_start=3, warmup=0.9)
+    method = SVDD(in_channels=10, recipe=recipe, score_rule="mahalanobis", **SLIM)
+    seen = []
+    watch = LambdaCallback(on_after_backward=lambda _loop, method: seen.append(method.learnt_radius.grad))
+    trainer(tmp_path, epochs=1, callbacks=[watch]).fit(method, data())
+    assert [float(grad) for grad in seen] == [0.0, 0.0]  # None would stop processes that train together
+    assert method.learnt_radius == 3.0
 
 
 class Poisoned(SyntheticDataModule):

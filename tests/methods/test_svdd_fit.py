@@ -1,7 +1,12 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
+import torch.distributed
 
 from anomseg.functional.svdd import squared_distance
+from anomseg.methods import svdd_fit
 from anomseg.methods.svdd_fit import DescribedBatch, DescriptorFit, LogRatio
 from anomseg.methods.svdd_training import SVDDTraining
 
@@ -88,6 +93,72 @@ def test_fit__every_rule_scores_finitely(rule):
     assert score.shape == (2, 10, 12)
     assert torch.isfinite(score).all()
     assert score.std() > 0
+
+
+def on_ranks(monkeypatch, parts, act):
+    """Act on each part in a thread of its own, as if that were a process, and give what each found."""
+    barrier, said, rank = threading.Barrier(len(parts), timeout=60), [None] * len(parts), threading.local()
+
+    def gathered_objects(one):
+        said[rank.index] = one
+        barrier.wait()
+        found = list(said)
+        barrier.wait()
+        return found
+
+    def run(index):
+        rank.index = index
+        return act(parts[index])
+
+    monkeypatch.setattr(svdd_fit, "gathered_objects", gathered_objects)
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return list(pool.map(run, range(len(parts))))
+
+
+@pytest.mark.parametrize("split", [2, 4])
+def test_fit__of_several_ranks_equals_that_of_one(monkeypatch, split):
+    batches, centre = described(), torch.zeros(3)
+    whole = svdd_fit._Gathered.of(batches, centre, 0.2)
+    for found in on_ranks(monkeypatch, (batches[:split], batches[split:]), lambda part: svdd_fit._Gathered.of(part, centre, 0.2)):
+        for name in ("boundary", "means", "largest"):
+            assert torch.equal(getattr(found, name), getattr(whole, name))
+        torch.testing.assert_close(found.moments[0].fourth, whole.moments[0].fourth)
+        assert found.sample.shape == whole.sample.shape
+
+
+def test_fit__begins_where_a_rank_has_no_samples(monkeypatch):
+    fits, batches = (DescriptorFit(), DescriptorFit()), described()
+    expected = fitted(batches, centre_every=0).centre
+    parts = ((fits[0], []), (fits[1], batches))
+    on_ranks(monkeypatch, parts, lambda part: part[0].begin(part[1], SVDDTraining(radius_start=3), CPU))
+    assert all(torch.equal(fit.centre, expected) for fit in fits)
+    assert all(fit.radius.dtype == torch.float32 for fit in fits)
+
+
+def test_fit__of_ranks_gathers_no_tensors_of_the_processor(monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise RuntimeError("No backend type associated with device type cpu")
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(torch.distributed, "all_gather", refuse)  # as NCCL does
+        assert fitted(described(), radius="one_minus_nu").radius > 0
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_fit__says_that_there_is_nothing_to_learn_from():
+    with pytest.raises(ValueError, match="batches of training data, but there are none"):
+        svdd_fit._Gathered.of([], torch.zeros(3), 0.1)
+
+
+def test_fit__within_an_epoch_leaves_the_sphere_as_it_is():
+    fit, later = fitted(described()), described(seed=1, scale=2.0)
+    centre, radius, spread = fit.centre.clone(), fit.radius.clone(), fit.covariance.clone()
+    fit.refresh(later, SVDDTraining(), 1, warming_up=False, ended=False)
+    assert torch.equal(fit.centre, centre)
+    assert torch.equal(fit.radius, radius)
+    assert fit.covariance.trace() > 2 * spread.trace()
 
 
 def test_fit__names_a_collapse_and_its_cure():
