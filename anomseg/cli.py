@@ -6,9 +6,14 @@ import json
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
 
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from anomseg.callbacks.scene_writer import SceneWriter
 from anomseg.checkpoint_file import read_checkpoint
@@ -21,6 +26,7 @@ from anomseg.version import __version__
 
 COMMANDS = ("fit", "validate", "test", "predict")
 KINDS: dict[str, Kind] = {"--model": "method", "--data": "data"}
+NO_FILES = ("best", "last", "hpc", "null")  # what `--ckpt_path` takes beside files
 
 
 def expand_short_names(words: Sequence[str]) -> list[str]:
@@ -63,29 +69,68 @@ def _value_of(option: str, words: Sequence[str]) -> str | None:
     return found
 
 
-def model_from_checkpoint(words: Sequence[str]) -> list[str]:
-    """Put the class and arguments of the checkpoint before the other options, so that options given by hand win.
+def _without_model(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Part other words from those that set the model: `--model RX`, `--model={...}`, `--model.mode local` and the like."""
+    others, own, awaits_value = list[str](), list[str](), False
+    for word in words:
+        key, equals, _ = word.partition("=")
+        sets_model = key == "--model" or key.startswith("--model.")
+        (own if sets_model or (awaits_value and not word.startswith("--")) else others).append(word)
+        awaits_value = sets_model and not equals
+    return others, own
+
+
+def _saved_model(path: str) -> dict[str, Any]:
+    arguments = dict(read_checkpoint(path)["hyper_parameters"])
+    return {"class_path": arguments.pop("_class_path"), "init_args": arguments}
+
+
+def _check_class(named: str, saved: str, path: str) -> None:
+    """Refuse a class path that leads to another class than that of a checkpoint; `anomseg.RX` is `anomseg.methods.rx.RX`."""
+    module, _, name = named.rpartition(".")
+    with suppress(ImportError, ValueError, AttributeError):
+        found = getattr(import_module(module), name)
+        named = f"{found.__module__}.{found.__qualname__}"
+    if named != saved:
+        raise CheckpointError(
+            f"Expected a checkpoint of {named}, which the options or a configuration file name, but '{path}' holds {saved}. "
+            f"Give a checkpoint of that class, or overrule the file with --model {saved}."
+        )
+
+
+def parse_with_checkpoint(parser: LightningArgumentParser, words: Sequence[str], path: str) -> Namespace:
+    """Parse words so that class and arguments of a checkpoint stand above configuration files and below `--model` words.
 
     Args:
-        words: a command and its options, with `--ckpt_path FILE` among them or not.
-
-    Returns:
-        The words, with `--model={...}` after the command where a checkpoint is evaluated.
+        parser: of all commands.
+        words: a command and its options.
+        path: the checkpoint.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        CheckpointError: the file is no checkpoint of this library, or of another class than `--model` names.
+        CheckpointError: the file is no checkpoint of this library, or of another class than the one named.
     """
-    path = _value_of("--ckpt_path", words)
-    if path is None or words[0] not in ("validate", "test", "predict") or path in ("best", "last"):
-        return list(words)
-    arguments = dict(read_checkpoint(path)["hyper_parameters"])
-    saved = arguments.pop("_class_path")
-    asked = _value_of("--model", words)
-    if asked is not None and asked != saved:
-        raise CheckpointError(f"Expected a checkpoint of {asked}, but '{path}' holds {saved}. Leave --model out to take the class from it.")
-    rest = [w for i, w in enumerate(words) if not (w == "--model" or w.startswith("--model=") or (i and words[i - 1] == "--model"))]
-    return [rest[0], f"--model={json.dumps({'class_path': saved, 'init_args': arguments})}", *rest[1:]]
+    saved = _saved_model(path)
+    model, class_path = f"--model={json.dumps(saved)}", saved["class_path"]
+    others, own = _without_model(words)
+    others.append(f"--ckpt_path={path}")  # last, so that no configuration file brings the weights of another
+    asked = _value_of("--model", own)
+    if asked is None:  # then the class that configuration files name counts, and it shows where they come last
+        silent = [word for word in others[1:] if not word.startswith("--print_config")]
+        _check_class(parser.parse_args([others[0], model, *silent])[others[0]].model.class_path, class_path, path)
+    elif "{" not in asked and not Path(asked).is_file():
+        _check_class(asked, class_path, path)
+    config = parser.parse_args([*others, model, *own])
+    _check_class(config[others[0]].model.class_path, class_path, path)  # of JSON or a file, too
+    return config
+
+
+def _output_folder(path: str) -> Path:
+    folder = Path(path)
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ValueError(f"Expected --output to name a folder, but '{there}' is a file. Name another folder, or move that file.")
+    return folder
 
 
 class CommandLine(LightningCLI):
@@ -95,14 +140,40 @@ class CommandLine(LightningCLI):
         """Add `--output`."""
         parser.add_argument("--output", type=str, default="anomseg-output", help="Folder for the maps that `predict` writes.")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the words; where a checkpoint is evaluated, its model stands above configuration files and below `--model` words.
+
+        Raises:
+            FileNotFoundError: there is no such checkpoint.
+            CheckpointError: the file is no checkpoint of this library, or of another class than the one named.
+        """
+        words = list(cast(Sequence[str], args))  # as `run` gives them
+        command, path = words[0], _value_of("--ckpt_path", words)
+        if command == "fit" or path is None or path in NO_FILES:
+            self.config = parser.parse_args(words)
+            path = self.config[command].get("ckpt_path")  # a configuration file may name it
+        if path is None or path in NO_FILES:
+            return
+        if command != "fit":
+            self.config = parse_with_checkpoint(parser, words, path)
+        elif Path(path).is_file():  # training goes on with the arguments at hand, but in the same class
+            _check_class(self.config.fit.model.class_path, _saved_model(path)["class_path"], path)
+
     def _parse_ckpt_path(self) -> None:
-        """Leave arguments as they are: `model_from_checkpoint` has put those of the checkpoint first."""
+        """Leave arguments as they are: `parse_arguments` has set those of the checkpoint."""
 
     def before_predict(self) -> None:
-        """Write scenes unless the configuration names a writer of its own."""
+        """Write scenes unless the configuration names a writer of its own, and keep none in memory unless asked to.
+
+        Raises:
+            ValueError: `--output` names a file.
+        """
+        given = self.config_init["predict"]
+        if given["return_predictions"] is None:
+            given["return_predictions"] = False
         callbacks = self._callbacks()
         if not any(isinstance(callback, SceneWriter) for callback in callbacks):
-            callbacks.append(SceneWriter(self.config.predict.output))
+            callbacks.append(SceneWriter(_output_folder(given["output"])))
 
     def after_predict(self) -> None:
         """Say what was written."""
@@ -147,7 +218,6 @@ def run(words: Sequence[str]) -> CommandLine:
         raise SystemExit(f"anomseg: expected one of {', '.join(COMMANDS)}, demo, list, but got '{words[0]}'. See `anomseg --help`.")
     for noise in (
         ".*does not have many workers.*",  # scenes are read once and kept
-        ".*LightningCLI's args parameter.*",  # words were rewritten on purpose
         ".*`tensorboardX` has been removed.*",
         ".*isinstance.treespec, LeafSpec.*",  # lightning 2.6 with torch 2.15
         ".*was deprecated in v4.49.0.*",  # lightning 2.6 with jsonargparse 4.53
@@ -167,7 +237,7 @@ def run(words: Sequence[str]) -> CommandLine:
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"version": __version__},
-            args=model_from_checkpoint(expand_short_names(words)),
+            args=expand_short_names(words),
         )
     except (*USER_ERRORS, FileNotFoundError, ValueError) as error:
         ours = not isinstance(error, ValueError) or str(error).startswith("Expected ")  # as every message of this library begins

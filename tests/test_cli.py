@@ -1,12 +1,14 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.io
 
 from anomseg.__main__ import main
-from anomseg.cli import expand_short_names, model_from_checkpoint
+from anomseg.cli import expand_short_names
 from anomseg.errors import CheckpointError
+from anomseg.methods.rx import RX
 
 SMALL = ["--data.count", "2", "--data.size", "[40,40]", "--data.kind", "multispectral"]
 QUIET = [
@@ -55,16 +57,106 @@ def test_cli__tests_from_the_checkpoint_and_prints_a_table(checkpoint, capsys):
     assert "mean of scenes" in capsys.readouterr().out
 
 
-def test_cli__lets_options_by_hand_win_over_the_checkpoint(checkpoint):
-    words = ["test", "--ckpt_path", checkpoint, "--model.inner", "7"]
-    found = model_from_checkpoint(words)
-    assert json.loads(found[1].partition("=")[2])["init_args"]["background"] == "training"
-    assert found[2:] == words[1:]
+def write_config(name, method, **init_args):
+    data = {"class_path": "anomseg.SyntheticDataModule", "init_args": {"count": 2, "size": [40, 40], "kind": "multispectral"}}
+    model = {"class_path": method, **({"init_args": init_args} if init_args else {})}
+    Path(name).write_text(json.dumps({"model": model, "data": data}))
+    return name
 
 
-def test_cli__refuses_a_checkpoint_of_another_class(checkpoint):
-    with pytest.raises(CheckpointError, match=r"methods\.rx\.RX"):
-        model_from_checkpoint(["test", "--model=anomseg.methods.base.AnomalySegmenter", "--ckpt_path", checkpoint])
+def test_cli__lets_the_checkpoint_win_over_a_configuration(checkpoint):
+    config = write_config("global.json", "anomseg.RX", background="scene", ridge=7.0)
+    for words in (["--config", config, "--ckpt_path", checkpoint], [f"--ckpt_path={checkpoint}", f"--config={config}"]):
+        cli = main(["test", *words, *QUIET])
+        assert (cli.model.background, cli.model.ridge) == ("training", 1.0)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model.inner", "7"],
+        ["--model.init_args.inner=7"],
+        ["--model", '{"class_path": "anomseg.RX", "init_args": {"inner": 7}}'],
+        ["--model", "RX", "--model.inner=7"],
+    ],
+)
+def test_cli__lets_options_by_hand_win_over_checkpoint_and_configuration(checkpoint, words):
+    config = write_config("other.json", "anomseg.RX", inner=5, background="scene")
+    for placed in ([*words, "--config", config], ["-c", config, *words]):
+        cli = main(["test", "--ckpt_path", checkpoint, *placed, *QUIET])
+        assert (cli.model.inner, cli.model.background) == (7, "training")
+
+
+def test_cli__takes_the_model_from_a_checkpoint_that_a_configuration_names(checkpoint):
+    config = write_config("named.json", "anomseg.RX", background="scene")
+    Path("path.json").write_text(json.dumps({"ckpt_path": checkpoint}))
+    cli = main(["test", "--config", config, "--config", "path.json", *QUIET])
+    assert cli.model.background == "training"
+
+
+def test_cli__takes_weights_and_model_from_one_checkpoint(checkpoint):
+    config = write_config("named.json", "anomseg.RX")
+    Path("path.json").write_text(json.dumps({"ckpt_path": "elsewhere.ckpt"}))
+    cli = main(["test", "--ckpt_path", checkpoint, "--config", config, "--config=path.json", *QUIET])
+    assert cli.config.test.ckpt_path == checkpoint
+
+
+def test_cli__prints_the_configuration_that_a_checkpoint_is_tested_with(checkpoint, capsys):
+    config = write_config("printed.json", "anomseg.RX", background="scene")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["test", "--config", config, "--ckpt_path", checkpoint, "--print_config"])
+    assert "background: training" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict", "fit"])
+def test_cli__refuses_a_configuration_of_another_class(checkpoint, monkeypatch, command):
+    monkeypatch.setenv("ANOMSEG_TRACEBACK", "1")
+    base, config = write_config("base.json", "anomseg.RX"), write_config("area.json", "anomseg.AreaRX")
+    with pytest.raises(CheckpointError, match=r"AreaRX.*methods\.rx\.RX"):
+        main([command, "--config", base, f"--config={config}", "--ckpt_path", checkpoint, *QUIET])
+
+
+def test_cli__refuses_a_nested_configuration_of_another_class(checkpoint, monkeypatch):
+    monkeypatch.setenv("ANOMSEG_TRACEBACK", "1")
+    Path("model.json").write_text('{"class_path": "anomseg.AreaRX"}')
+    Path("outer.json").write_text('{"model": "model.json"}')
+    with pytest.raises(CheckpointError, match=r"AreaRX.*methods\.rx\.RX"):
+        main(["test", "--config", "outer.json", "--ckpt_path", checkpoint, "--data", "Synthetic"])
+
+
+@pytest.mark.parametrize("model", ["AreaRX", "anomseg.AreaRX", '{"class_path": "anomseg.AreaRX"}', "area.json"])
+def test_cli__refuses_options_of_another_class(checkpoint, monkeypatch, model):
+    monkeypatch.setenv("ANOMSEG_TRACEBACK", "1")
+    Path("area.json").write_text('{"class_path": "anomseg.AreaRX"}')
+    with pytest.raises(CheckpointError, match=r"AreaRX.*methods\.rx\.RX"):
+        main(["test", "--model", model, "--ckpt_path", checkpoint, "--data", "Synthetic"])
+
+
+def test_cli__lets_a_class_by_hand_overrule_a_configuration(checkpoint):
+    config = write_config("area.json", "anomseg.AreaRX")
+    cli = main(["test", "--config", config, "--model", "RX", "--ckpt_path", checkpoint, *QUIET])
+    assert (type(cli.model).__name__, cli.model.background) == ("RX", "training")
+
+
+def test_cli__resumes_training_with_the_arguments_at_hand(checkpoint):
+    config = write_config("again.json", "anomseg.RX", background="training", ridge=3.0)
+    cli = main(["fit", "--config", config, "--ckpt_path", checkpoint, *QUIET])
+    assert cli.model.ridge == 3.0
+
+
+@pytest.mark.parametrize(("words", "kept"), [([], False), (["--return_predictions", "true"], True)])
+def test_cli__keeps_predictions_in_memory_only_when_asked(checkpoint, words, kept):
+    cli = main(["predict", "--ckpt_path", checkpoint, "--data", "Synthetic", *SMALL, *QUIET, *words])
+    assert bool(cli.trainer.predict_loop.predictions) == kept
+
+
+@pytest.mark.parametrize("output", ["taken", "taken/maps"])
+def test_cli__refuses_a_file_as_output_before_it_scores(checkpoint, monkeypatch, output):
+    Path("taken").write_text("not a folder")
+    monkeypatch.setattr(RX, "score", lambda *_: pytest.fail("scored"))
+    with pytest.raises(SystemExit, match=r"Expected --output to name a folder.*'.*taken' is a file"):
+        main(["predict", "--ckpt_path", checkpoint, "--data", "Synthetic", *SMALL, *QUIET, "--output", output])
 
 
 def test_cli__overwrites_the_configuration_of_an_earlier_run(tmp_path, monkeypatch):

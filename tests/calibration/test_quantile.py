@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anomseg.calibration.quantile import QuantileCalibration, RankCalibration
-from anomseg.functional.score_curves import auroc
+from anomseg.functional.score_curves import auroc, average_precision
 from anomseg.functional.score_histogram import ScoreCounts, count_scores
 
 MODERATE = st.floats(-(2.0**60), 2.0**60, width=32)
@@ -51,6 +51,52 @@ def test_soft_heat__keeps_auroc(shape):
     heat = calibration(score)
     before, after = (float(auroc(count_scores([s], [s[truth]]))) for s in (score, heat))
     assert after == pytest.approx(before, abs=1e-6)
+
+
+def tied(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Draw scores most of which are 0, with steps and gaps above, and say which are anomalous."""
+    generator = torch.Generator().manual_seed(seed)
+    few = torch.rand(60, generator=generator)
+    anomalous = torch.rand(500, generator=generator) * 30 - 5
+    score = torch.cat([torch.zeros(20_000), few, torch.full((20,), 10.0), anomalous])
+    return score, torch.arange(len(score)) >= len(score) - len(anomalous)
+
+
+@pytest.mark.parametrize("make", [QuantileCalibration, RankCalibration])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_heat__keeps_auroc_and_average_precision_beside_ties_and_gaps(make, sign):
+    score, truth = tied()
+    score = sign * score
+    calibration = make()
+    counts = count_scores([score], [score[truth]])
+    calibration.fit(counts)
+    heat = calibration(score)
+    after = count_scores([heat], [heat[truth]])
+    assert float(auroc(after)) == pytest.approx(float(auroc(counts)), abs=1e-5)
+    assert float(average_precision(after)) == pytest.approx(float(average_precision(counts)), abs=5e-4)
+
+
+@pytest.mark.parametrize("make", [QuantileCalibration, lambda: QuantileCalibration(0.0, 1.0), RankCalibration])
+@pytest.mark.parametrize("value", [0.0, 3.0, -200.0])
+def test_heat__rises_strictly_on_both_sides_of_a_constant(make, value):
+    calibration = make()
+    calibration.fit(counted(torch.full((500,), value)))
+    size = abs(value) or 1.0
+    heat = calibration(value + size * torch.tensor([-100.0, -1.0, -0.01, 0.0, 0.01, 1.0, 100.0]))
+    assert bool((heat.diff() > 0).all())
+
+
+@pytest.mark.parametrize("tails", ["soft", "clip"])
+def test_quantile_heat__of_coinciding_anchors_takes_the_mean_distance_of_higher_scores(tails):
+    calibration = QuantileCalibration(tails=tails)
+    calibration.fit(counted(torch.tensor([7.0] * 997 + [8.0, 9.0, 13.0])))
+    assert calibration.anchors.tolist() == [7.0, 10.0]
+
+
+def test_quantile_heat__of_coinciding_anchors_at_the_top_takes_the_mean_distance_of_lower_scores():
+    calibration = QuantileCalibration()
+    calibration.fit(counted(torch.tensor([7.0] * 997 + [1.0, 5.0, 6.0])))
+    assert calibration.anchors.tolist() == [7.0, 10.0]
 
 
 @pytest.mark.parametrize(("tails", "heats"), [("soft", (0.1, 0.5)), ("clip", (0.0, 1.0))])
@@ -103,6 +149,35 @@ def test_rank_heat__of_ties_is_the_share_strictly_below():
     calibration = RankCalibration()
     calibration.fit(counted(torch.tensor([1.0] * 50 + [2.0] * 40 + [3.0] * 10)))
     np.testing.assert_allclose(calibration(torch.tensor([0.0, 1.0, 2.0, 3.0])).numpy(), [0, 0, 0.5, 0.9], atol=1e-6)
+
+
+def test_rank_heat__in_a_gap_is_the_share_at_or_below_its_lower_end():
+    calibration = RankCalibration()
+    calibration.fit(counted(torch.tensor([0.0] * 995 + [10.0] * 5)))
+    heat = calibration(torch.tensor([0.0, 1.0, 5.0, 9.9, 10.0]))
+    np.testing.assert_allclose(heat.numpy(), [0, 0.995, 0.995, 0.995, 0.995], atol=1e-6)
+    assert bool((heat[1:] >= 0.995).all())
+    assert heat[2] < heat[4]
+
+
+def test_rank_heat__above_every_normal_score_says_so():
+    calibration = RankCalibration()
+    calibration.fit(counted(torch.tensor([0.0] * 600 + [1.0] * 400)))
+    heat = calibration(torch.tensor([1.0, 1.001, 1.1, 2.0, 50.0]))
+    assert float(heat[0]) == pytest.approx(0.6, abs=1e-6)
+    assert bool((heat[1:] >= 0.999).all())
+    assert bool((heat.diff() > 0).all())
+
+
+def test_rank_heat__spreads_a_cell_of_many_scores_over_its_width():
+    normal = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) + 30
+    calibration = RankCalibration()
+    calibration.fit(count_scores([normal], [], exact_pixels=1000, grid_cells=64))
+    score = torch.linspace(26, 34, 2001)
+    below = torch.searchsorted(normal.sort().values, score) / len(normal)
+    heat = calibration(score)
+    assert bool((heat.diff() >= 0).all())
+    np.testing.assert_allclose(heat.numpy(), below.numpy(), atol=0.01)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.9, 0.9), (0.99, 0.5), (-0.1, 0.5), (90, 99.5)])
