@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from anomseg.checkpoint_file import read_checkpoint
-from anomseg.config import locate
+from anomseg.config import argument_names, locate
 from anomseg.errors import CheckpointError
 from anomseg.methods.base import AnomalySegmenter
 
@@ -22,7 +24,8 @@ def load(path: str | Path) -> AnomalySegmenter:
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file is no checkpoint of this library, or needs a class that is not there.
+        CheckpointError: the file is no checkpoint of this library, needs a class that is not there, or holds arguments that the class does
+            not take.
     """
     checkpoint = read_checkpoint(path)
     class_path = checkpoint["hyper_parameters"]["_class_path"]
@@ -32,5 +35,21 @@ def load(path: str | Path) -> AnomalySegmenter:
         raise CheckpointError(
             f"Expected '{path}' to name a method, but it names '{class_path}'. Import the module that defines that class first."
         )
-    method: AnomalySegmenter = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    method = _built(cls, checkpoint["hyper_parameters"], path)
+    method.configure_model()
+    method.on_load_checkpoint(checkpoint)
+    method.load_state_dict(checkpoint["state_dict"], strict=method.strict_loading)
     return method.eval()
+
+
+def _built(cls: type[AnomalySegmenter], saved: Mapping[str, Any], path: str | Path) -> AnomalySegmenter:
+    # Not `load_from_checkpoint`: where a constructor takes **, Lightning hands it the class path too.
+    own, handed_on = argument_names(cls)
+    arguments = {name: saved[name] for name in (*own, *handed_on) if name in saved}
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise CheckpointError(
+            f"Expected {cls.__qualname__} to take the arguments {sorted(arguments)} that '{path}' holds, but got: {error}. If the class "
+            "has changed, load with the version that saved it; an argument of a base that its constructor sets must be in its signature."
+        ) from error

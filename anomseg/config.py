@@ -1,7 +1,8 @@
 """Describe objects as plain data and build them again, so that checkpoints load with `weights_only=True`.
 
 An object is described by its class path and its constructor arguments, read from attributes **of the same name**: a class of this library
-keeps every constructor argument under its own name. Only classes of this library are built again.
+keeps every constructor argument under its own name. One whose constructor takes ** hands the rest on to its base, and keeps what the base
+keeps; what it sets for the base itself must stand in its own signature. Only classes of this library are built again.
 """
 
 from __future__ import annotations
@@ -13,10 +14,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PLAIN = (str, int, float, bool, type(None))
+
+
+def argument_names(cls: type) -> tuple[list[str], list[str]]:
+    """Name the arguments that a constructor takes.
+
+    Args:
+        cls: the class.
+
+    Returns:
+        Those in its signature; and those that it hands on with ``**``: of the next class in the order of inheritance that has a
+        constructor, and so on while that one takes ``**`` as well.
+    """
+    names: list[list[str]] = []
+    for owner in (base for base in cls.__mro__ if "__init__" in vars(base)):
+        parameters = list(inspect.signature(vars(owner)["__init__"]).parameters.values())[1:]
+        names.append([p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)])
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    own, *inherited = names
+    return own, list(dict.fromkeys(name for part in inherited for name in part if name not in own))
 
 
 def arguments_of(obj: object) -> dict[str, Any]:
@@ -28,16 +51,19 @@ def arguments_of(obj: object) -> dict[str, Any]:
     Raises:
         TypeError: an argument is neither plain nor described by a class of this library.
     """
-    names = [n for n, p in inspect.signature(type(obj)).parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    own, handed_on = argument_names(type(obj))
+    names = [*own, *(n for n in handed_on if hasattr(obj, n))]
     return {n: describe(getattr(obj, n), f"{type(obj).__name__}.{n}") for n in names}
 
 
 def describe(value: Any, where: str = "value") -> Any:
     """Turn a value into plain data.
 
-    Numbers and strings stay, containers become lists and dicts, a dataclass of this library becomes a dict of its fields (the command line
-    takes it in this form), any other object of this library, or a dataclass under an abstract class, becomes {class_path, init_args}.
+    Numbers and strings stay, or become the plain type that they are a kind of (scalars of NumPy, members of an enum of strings), containers
+    become lists and dicts, a dataclass of this library becomes a dict of its fields (the command line takes it in this form), any other
+    object of this library, or a dataclass under an abstract class, becomes {class_path, init_args}.
     """
+    value = _plain(value)
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, Path):
@@ -56,6 +82,16 @@ def describe(value: Any, where: str = "value") -> Any:
         f"Expected {where} to be plain data or an object of anomseg, but got {cls.__module__}.{cls.__qualname__}. "
         "A checkpoint stores constructor arguments as plain data only."
     )
+
+
+def _plain(value: Any) -> Any:
+    # A float64 of NumPy is a float, and a member of an enum of strings is a str, but with `weights_only=True` only the very types load.
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, str):
+        return str.__str__(value)  # `str(value)` of an enum would give the name of the member
+    if isinstance(value, int):
+        return value if isinstance(value, bool) else int.__int__(value)
+    return float.__float__(value) if isinstance(value, float) else value
 
 
 def build(value: Any, dataclass: type | None = None) -> Any:

@@ -1,9 +1,16 @@
+import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 
+from anomseg.calibration.quantile import QuantileCalibration
 from anomseg.checkpoint import load
 from anomseg.checkpoint_file import read_checkpoint
+from anomseg.data.synthetic import SyntheticDataModule
 from anomseg.errors import CheckpointError
+from anomseg.methods.base import AnomalySegmenter
+from anomseg.methods.rx import RX
+from anomseg.optimisation import Optimisation
 
 
 class Payload:
@@ -43,3 +50,56 @@ def test_load__refuses_classes_that_are_no_methods(tmp_path, name):
     torch.save({"anomseg_version": "0", "state_dict": {}, "hyper_parameters": {"_class_path": name}}, path)
     with pytest.raises(ValueError, match=r"anomseg|names"):
         load(path)
+
+
+class Brightness(AnomalySegmenter):
+    learns = False
+
+    def __init__(self, gain=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.gain = gain
+
+    def score(self, image):
+        return image.mean(1) * self.gain
+
+
+class Glow(Brightness):
+    def __init__(self, shift, **kwargs):
+        super().__init__(**kwargs)
+        self.shift = shift
+
+    def score(self, image):
+        return image.mean(1) * self.gain + self.shift
+
+
+class FixedGlow(Glow):
+    def __init__(self, **kwargs):
+        super().__init__(shift=1.0, **kwargs)
+
+
+def saved(tmp_path, method):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0}
+    loop = pl.Trainer(default_root_dir=tmp_path, accelerator="cpu", max_epochs=1, enable_checkpointing=False, **quiet)
+    loop.fit(method, SyntheticDataModule("rgb", count=1, size=(32, 32)))
+    loop.save_checkpoint(tmp_path / "method.ckpt")
+    return tmp_path / "method.ckpt"
+
+
+def test_load__gives_back_what_a_constructor_hands_on_to_its_bases(tmp_path):
+    method = Glow(0.5, gain=2.0, calibration=QuantileCalibration(0.5, 0.9, "clip"), optimisation=Optimisation(lr=0.25))
+    again = load(saved(tmp_path, method))
+    assert (type(again), again.shift, again.gain, again.optimisation) == (Glow, 0.5, 2.0, Optimisation(lr=0.25))
+    assert (again.calibration.low, again.calibration.high, again.calibration.tails) == (0.5, 0.9, "clip")
+    assert not again.training
+    image = torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(again(image), method.eval()(image))
+
+
+def test_load__reads_arguments_that_were_numpy_scalars(tmp_path):
+    again = load(saved(tmp_path, RX(calibration=QuantileCalibration(np.linspace(0.5, 0.75, 3)[1], np.float32(0.875)))))
+    assert (again.calibration.low, again.calibration.high) == (0.625, 0.875)
+
+
+def test_load__says_why_a_class_does_not_take_its_arguments(tmp_path):
+    with pytest.raises(CheckpointError, match=r"FixedGlow.*multiple values.*'shift'.*must be in its signature"):
+        load(saved(tmp_path, FixedGlow()))

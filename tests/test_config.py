@@ -1,8 +1,12 @@
+import enum
+import io
+
+import numpy as np
 import pytest
 import torch
 
 from anomseg.calibration.quantile import QuantileCalibration, RankCalibration
-from anomseg.config import arguments_of, build, describe, locate, size_empty_buffers
+from anomseg.config import argument_names, arguments_of, build, describe, locate, size_empty_buffers
 from anomseg.optimisation import Optimisation
 
 
@@ -25,6 +29,81 @@ def test_describe__reads_frozen_dataclasses_and_containers():
 def test_describe__refuses_what_a_checkpoint_cannot_hold():
     with pytest.raises(TypeError, match="torch"):
         describe(torch.nn.Linear(1, 1), "Method.net")
+
+
+class Tails(str, enum.Enum):
+    CLIP = "clip"
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (np.float64(0.5), 0.5),
+        (np.float32(0.5), 0.5),
+        (np.int64(3), 3),
+        (np.bool_(True), True),
+        (np.str_("clip"), "clip"),
+        (Tails.CLIP, "clip"),
+        (Level.HIGH, 3),
+        (True, True),
+        (None, None),
+    ],
+)
+def test_describe__turns_every_kind_of_number_and_string_into_the_plain_type(value, plain):
+    found = describe({"nested": [value]})["nested"][0]
+    assert found == plain
+    assert type(found) is type(plain)
+    file = io.BytesIO()
+    torch.save(found, file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True) == plain
+
+
+@pytest.mark.parametrize("value", [np.ones(2), np.complex64(1j), np.longdouble(1), np.datetime64("2020-01-01")])
+def test_describe__refuses_numpy_values_that_have_no_plain_type(value):
+    with pytest.raises(TypeError, match=r"plain data.*but got"):
+        describe(value, "Method.level")
+
+
+class Base:
+    def __init__(self, low=0.1, high=0.9, *, hidden=1):
+        self.low, self.high = low, high  # `hidden` is not kept
+
+
+class Between(Base):
+    def __init__(self, *args, high=0.8, gain=1.0, **kwargs):
+        super().__init__(*args, high=high, **kwargs)
+        self.gain = gain
+
+
+class Heir(Between):
+    pass
+
+
+class Last(Heir):
+    def __init__(self, name, **rest):
+        super().__init__(**rest)
+        self.name = name
+
+
+def test_argument_names__follow_those_that_are_handed_on():
+    assert argument_names(Base) == (["low", "high", "hidden"], [])
+    assert argument_names(Heir) == (["high", "gain"], ["low", "hidden"])
+    assert argument_names(Last) == (["name"], ["high", "gain", "low", "hidden"])
+
+
+def test_arguments_of__hold_what_a_base_keeps_of_those_that_are_handed_on():
+    assert arguments_of(Last("a", low=0.3, gain=2.0)) == {"name": "a", "high": 0.8, "gain": 2.0, "low": 0.3}
+    assert vars(Last(**arguments_of(Last("a", low=0.3, gain=2.0)))) == vars(Last("a", low=0.3, gain=2.0))
+
+
+def test_arguments_of__demand_what_a_class_takes_under_its_own_name():
+    with pytest.raises(AttributeError, match="hidden"):
+        arguments_of(Base())
 
 
 @pytest.mark.parametrize("path", ["os.system", "builtins.eval", "torch.nn.Linear"])

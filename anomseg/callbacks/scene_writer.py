@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +31,7 @@ class _OpenScene:
     total: Tensor
     weight: Tensor
     place: Mapping[str, Any]
+    windows: set[tuple[int, ...]] = field(default_factory=set)
 
 
 class SceneWriter(BasePredictionWriter):
@@ -40,9 +41,15 @@ class SceneWriter(BasePredictionWriter):
     a coordinate reference system, `.npy` otherwise; and `<name>.png`, a picture. Overlapping tiles are blended as raw scores, and the blend
     is calibrated. A file of an earlier run is replaced only once the new one is complete.
 
+    A name may hold subfolders, but none that lead out of the folder. Every part of a scene comes once, and its tiles one after the other;
+    two scenes of one name are an error, as one would overwrite or blend into the other.
+
     Args:
         folder: where to write; it is made.
         pictures: whether to draw the pictures.
+
+    Attributes:
+        written: the files of the latest run.
     """
 
     def __init__(self, folder: str | Path = "anomseg-output", pictures: bool = True) -> None:
@@ -51,6 +58,18 @@ class SceneWriter(BasePredictionWriter):
         self.pictures = pictures
         self.written: list[Path] = []
         self._open: _OpenScene | None = None
+        self._begun: set[str] = set()
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget an earlier run, which may have been broken off in the middle of a scene."""
+        self.written, self._open, self._begun = [], None, set()
+
+    def on_predict_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Refuse names that lead out of the folder, before the batch is scored."""
+        if isinstance(batch, Mapping):  # the method says what is wrong with anything else
+            self._check_names(batch)
 
     def write_on_batch_end(
         self,
@@ -62,17 +81,35 @@ class SceneWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Add the tiles of a batch to their scenes."""
+        """Add the tiles of a batch to their scenes.
+
+        Raises:
+            ValueError: a name leads out of the folder, or a part of a scene comes a second time.
+        """
+        self._check_names(batch)
         for index in range(len(prediction["score"])):
             name = batch["name"][index] if "name" in batch else f"sample-{trainer.global_rank}-{batch_idx}-{index}"
             if self._open is None or self._open.name != name:
                 self._close(pl_module)
+                if name in self._begun:
+                    raise ValueError(_twice(name))
+                self._begun.add(name)
                 self._open = _begin(name, batch, index)
             _add(self._open, batch, index, prediction["score"][index].float().cpu())
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the last scene."""
         self._close(pl_module)
+
+    def _check_names(self, batch: Mapping[str, Any]) -> None:
+        root = self.folder.resolve()
+        for name in batch.get("name", ()):
+            place = (self.folder / f"{name}.png").parent.resolve()
+            if not place.is_relative_to(root):
+                raise ValueError(
+                    f"Expected scene names that stay below the folder '{self.folder}', but '{name}' would write into '{place}'. "
+                    f"Give the sample a relative name without '..', such as '{Path(str(name)).name}'."
+                )
 
     def _close(self, pl_module: pl.LightningModule) -> None:
         scene, self._open = self._open, None
@@ -110,7 +147,11 @@ def _begin(name: str, batch: Mapping[str, Any], index: int) -> _OpenScene:
 
 
 def _add(scene: _OpenScene, batch: Mapping[str, Any], index: int, score: Tensor) -> None:
-    row, column, height, width = batch["window"][index] if "window" in batch else (0, 0, *score.shape)
+    row, column, height, width = window = tuple(map(int, batch["window"][index])) if "window" in batch else (0, 0, *score.shape)
+    everything = (0, 0, *scene.total.shape)
+    if {window, everything} & scene.windows or (scene.windows and window == everything):
+        raise ValueError(_twice(scene.name))
+    scene.windows.add(window)
     part = (..., slice(row, row + height), slice(column, column + width))
     whole = score.shape == scene.total.shape
     weight = torch.ones_like(score) if whole else taper(height, width, max(1, min(height, width) // 2))
@@ -119,6 +160,13 @@ def _add(scene: _OpenScene, batch: Mapping[str, Any], index: int, score: Tensor)
     scene.image[part] = batch["image"][index].float().cpu()
     if "mask" in batch:
         scene.mask[part] = batch["mask"][index].cpu()
+
+
+def _twice(name: str) -> str:
+    return (
+        f"Expected every part of scene '{name}' once, and all of them one after the other, but a part came again: its map would mix two "
+        "images, or be overwritten. Give each image a 'name' of its own, and serve each tile once (a sampler that pads repeats some)."
+    )
 
 
 def _write_array(path: Path, plane: Tensor) -> Path:

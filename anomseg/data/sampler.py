@@ -37,10 +37,10 @@ class UnpaddedSampler(DistributedSampler[int]):
             rank: this one, 0 to ``num_replicas - 1``; by default as torch.distributed says, or 0.
             shuffle: visit in an order drawn from the seed and the epoch (``set_epoch``); a group's samples stay together.
             seed: of the order; the same on all ranks.
-            groups: id of the group of each sample, such as its scene. With at least as many groups as ranks no group is split.
+            groups: id of the group of each sample, such as its scene; no group is split.
 
         Raises:
-            ValueError: there are fewer samples than ranks, ``groups`` has another length, or the rank is out of range.
+            ValueError: there are fewer samples or groups than ranks, ``groups`` has another length, or the rank is out of range.
         """
         running = torch.distributed.is_available() and torch.distributed.is_initialized()
         world = num_replicas if num_replicas is not None else torch.distributed.get_world_size() if running else 1
@@ -48,11 +48,15 @@ class UnpaddedSampler(DistributedSampler[int]):
         count = len(cast(Sized, dataset))
         if count < world:
             raise ValueError(
-                f"Expected at least one sample a rank, but got {count} samples for {world} ranks. "
-                f"Use at most {count} devices, or cut the scenes into smaller tiles."
+                f"Expected at least one sample a rank, but got {count} samples for {world} ranks. Use at most {count} devices."
             )
         if groups is not None and len(groups) != count:
             raise ValueError(f"Expected {count} group ids, one a sample, but got {len(groups)}. Pass dataset.groups.")
+        if groups is not None and len(held := set(groups)) < world:
+            raise ValueError(
+                f"Expected at least one scene a rank, but got {len(held)} for {world} ranks, and a scene is not split: its figures and its "
+                f"map are made on one rank. Use at most {len(held)} device{'s' * (len(held) != 1)}."
+            )
         super().__init__(cast("Dataset[Any]", dataset), num_replicas=world, rank=own, shuffle=shuffle, seed=seed)
         self.count = count
         self.groups = groups
@@ -75,8 +79,6 @@ class UnpaddedSampler(DistributedSampler[int]):
             generator = torch.Generator().manual_seed(word)
             ordered = [ordered[i] for i in torch.randperm(len(ordered), generator=generator).tolist()]
             ordered = [[group[i] for i in torch.randperm(len(group), generator=generator).tolist()] for group in ordered]
-        if len(ordered) < self.num_replicas:
-            ordered = [[index] for group in ordered for index in group]
         first, last = _part_bounds([len(group) for group in ordered], self.num_replicas)[self.rank]
         return [index for group in ordered[first:last] for index in group]
 

@@ -89,6 +89,13 @@ class AnomalySegmenter(pl.LightningModule, ABC):
         """Give figures about the state of training, to be logged after each epoch; none by default."""
         return {}
 
+    def on_test_epoch_start(self) -> None:
+        """Forget what a run that was broken off has left."""
+        self.validation_metrics.reset()
+        self.test_metrics.reset()
+
+    on_validation_epoch_start = on_test_epoch_start
+
     @final
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Count the scores of a validation batch; before training, a method that must be fitted first has none."""
@@ -116,10 +123,9 @@ class AnomalySegmenter(pl.LightningModule, ABC):
         self.test_metrics.reset()
 
     @final
-    def _count(self, batch: Mapping[str, Any], metrics: SceneMetrics) -> None:
+    def _count(self, batch: Mapping[str, Any], into: SceneMetrics) -> None:
         check_sample(batch := flat_truth(batch))
-        mask = judged_truth(batch)
-        metrics.update(self.score_map(batch["image"]), mask, *(batch.get(key) for key in ("name", "category", "image_label")))
+        into.update(self.score_map(batch["image"]), judged_truth(batch), *(batch.get(key) for key in ("name", "category", "image_label")))
 
     @final
     def on_predict_start(self) -> None:
@@ -135,8 +141,7 @@ class AnomalySegmenter(pl.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """Build what `optimisation` describes, stepped every batch."""
-        steps = self.trainer.estimated_stepping_batches if self.learns else 1
-        optimiser, schedule = self.optimisation.build(self, steps)
+        optimiser, schedule = self.optimisation.build(self, self.trainer.estimated_stepping_batches if self.learns else 1)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,8 +72,9 @@ class SceneMetrics(nn.Module):
     """Keep one collection over all scenes, and one for the scene that is being fed, or one for each category.
 
     A scene's figures are computed when the next scene begins, so memory does not grow with their number. Samples of a scene must follow
-    one another, as the loaders of this library deliver them. Images of categories may come in any order; there may be hundreds, and none
-    of them is a scene with figures of its own.
+    one another on one rank, as the loaders of this library deliver them: a scene that comes again is an error, and one that came on several
+    ranks has no figures of its own, which is said. Images of categories may come in any order; there may be hundreds, and none of them is a
+    scene with figures of its own.
 
     Args:
         collection: the figures; it is cloned for the scenes.
@@ -89,6 +91,7 @@ class SceneMetrics(nn.Module):
             metric.distributed_available_fn = _nowhere  # a scene is one rank's own; `sync_on_compute` is read by the constructor alone
         self._name: str | None = None
         self._values: dict[str, dict[str, float]] = {}
+        self._begun: set[str] = set()  # also those of one class, which have no values
 
     def update(
         self,
@@ -106,6 +109,9 @@ class SceneMetrics(nn.Module):
             names: the B scene names; without them only pooled figures are kept.
             categories: the B classes of objects or surfaces; with them there are figures for each category instead of each scene.
             image_labels: (B,) 0 normal, 1 anomalous, 255 unknown, for the figures of images; by default what the masks say.
+
+        Raises:
+            ValueError: samples of a scene come after those of another one that interrupted it.
         """
         self.pooled.update(score, mask, name=names, image_label=image_labels)
         if categories is not None:
@@ -114,9 +120,20 @@ class SceneMetrics(nn.Module):
         for index, name in enumerate(names or []):
             if name != self._name:
                 self._close_scene()
-                self._name = name
+                self._begin_scene(name)
             own = slice(index, index + 1)
             self.scene.update(score[own], mask[own], name=[name], image_label=None if image_labels is None else image_labels[own])
+
+    def _begin_scene(self, name: str) -> None:
+        if name in self._begun:
+            self.reset()  # what a broken-off run left behind must not stop every run after it
+            raise ValueError(
+                f"Expected the samples of scene '{name}' one after the other, but they came again after another scene, so the scene would "
+                "be judged by a part of itself. Sort the tiles by scene, do not shuffle them, and give different scenes different names. "
+                "If an earlier run was broken off, start again: its samples are forgotten now."
+            )
+        self._begun.add(name)
+        self._name = name
 
     def _close_scene(self) -> None:
         if self._name is not None:
@@ -169,12 +186,21 @@ class SceneMetrics(nn.Module):
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return dict(sorted(self._values.items()))
         parts: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, self._values)
-        return dict(sorted((name, v) for part in parts for name, v in part.items()))
+        torch.distributed.all_gather_object(parts, (self._begun, self._values))
+        times = Counter(name for begun, _ in parts for name in begun)
+        split = sorted(name for name, count in times.items() if count > 1)
+        if split:  # no error: this is known at the end alone, when an error would throw away the pooled figures of the whole run
+            warnings.warn(
+                f"Expected all samples of a scene on one rank, but those of {split} came on several. These scenes get no figures of their "
+                "own and are left out of the means; a sample that was given to several ranks counts as often in the pooled figures. Give "
+                "the loader UnpaddedSampler(dataset, groups=<scene of each sample>), or use one device.",
+                stacklevel=3,
+            )
+        return dict(sorted((name, v) for _, values in parts for name, v in values.items() if times[name] == 1))
 
     def reset(self) -> None:
         """Forget everything."""
         self.pooled.reset()
         self.categories.reset()
         self.scene.reset()
-        self._name, self._values = None, {}
+        self._name, self._values, self._begun = None, {}, set()

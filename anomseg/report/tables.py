@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -19,17 +19,21 @@ def figure_table(figures: Mapping[str, float | Tensor], prefix: str = "test_") -
         prefix: `test_` or `val_`.
 
     Returns:
-        Lines of text; only figures that were logged and are defined get a column, and only rows that hold something are printed.
+        Lines of text; only figures that were logged and are defined get a column, and only rows that hold something are printed. With one
+        named scene, a mean or pooled row that repeats it is left out.
     """
     values = {name.removeprefix(prefix): float(value) for name, value in figures.items() if name.startswith(prefix)}
     values = {name: value for name, value in values.items() if not math.isnan(value)}
     columns = [c for c in COLUMNS if c in values]
     scenes = sorted({name.partition("/")[2] for name in values if "/" in name})
     rows = [(scene, [values.get(f"{c}/{scene}") for c in columns]) for scene in scenes]
-    if len(scenes) != 1:
-        rows.append(("mean of scenes", [values.get(f"{c}_mean") for c in columns]))
-        rows.append(("mean of classes", [values.get(f"{c}_mean_over_class") for c in columns]))
-        rows.append(("all pixels", [values.get(c) for c in columns]))
+    joint = [
+        ("mean of scenes", [values.get(f"{c}_mean") for c in columns]),
+        ("mean of classes", [values.get(f"{c}_mean_over_class") for c in columns]),
+        ("all pixels", [values.get(c) for c in columns]),
+    ]
+    # One named scene need not be the only one: scenes of one class have no figures of their own, and count in the pooled ones.
+    rows += joint if len(scenes) != 1 else [(name, cells) for name, cells in joint if not _repeats(cells, rows[0][1])]
     rows = [(name, cells) for name, cells in rows if any(cell is not None for cell in cells)]
     if not rows:
         rows = [("all pixels", [values.get(c) for c in columns])]
@@ -38,6 +42,11 @@ def figure_table(figures: Mapping[str, float | Tensor], prefix: str = "test_") -
     for name, cells in rows:
         lines.append(f"{name:<{width}}" + "".join(f"{_shown(cell):>{_wide(c)}}" for c, cell in zip(columns, cells, strict=True)))
     return "\n".join(lines)
+
+
+def _repeats(cells: Sequence[float | None], others: Sequence[float | None]) -> bool:
+    pairs = zip(cells, others, strict=True)
+    return all(a is None or (b is not None and math.isclose(a, b, rel_tol=0.0, abs_tol=1e-6)) for a, b in pairs)
 
 
 def _wide(column: str) -> int:

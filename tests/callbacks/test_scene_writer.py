@@ -3,11 +3,15 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from torch.utils.data import DataLoader
 
 from anomseg.callbacks.scene_writer import SceneWriter
 from anomseg.data.scene import Scene
 from anomseg.data.scene_datamodule import SceneDataModule
+from anomseg.functional.score_histogram import count_scores
+from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.rx import RX
+from anomseg.sample import collate
 
 PLACE = (10.0, 0.0, 500000.0, 0.0, -10.0, 4000000.0)
 UTM = rasterio.crs.CRS.from_epsg(32633).to_wkt()
@@ -98,3 +102,86 @@ def test_scene_writer__refuses_a_scene_with_missing_tiles(tmp_path):
     with pytest.raises(RuntimeError, match="48 got none"):
         writer.on_predict_epoch_end(loop, RX())
     assert not list(tmp_path.glob("*.npy"))
+
+
+class Constant(AnomalySegmenter):
+    """Scores every pixel alike, and breaks off at one batch."""
+
+    learns = False
+
+    def __init__(self, value=1.0, broken_at=None):
+        super().__init__()
+        self.value, self.broken_at, self.scored = value, broken_at, 0
+        self.calibration.fit(count_scores([torch.rand(100)], []))
+
+    def score(self, image):
+        self.scored += 1
+        if self.scored == self.broken_at:
+            raise RuntimeError("broken off")
+        return torch.full_like(image[:, 0], self.value)
+
+
+def images(*names, size=8, **more):
+    one = torch.rand(3, size, size, generator=torch.Generator().manual_seed(0))
+    return DataLoader([{"image": one, "name": name, **more} for name in names], batch_size=1, collate_fn=collate)
+
+
+def predicted(tmp_path, writer, method, batches):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    loop = pl.Trainer(default_root_dir=tmp_path, accelerator="cpu", callbacks=[writer], **quiet)
+    loop.predict(method, batches, return_predictions=False)
+    return writer
+
+
+@pytest.mark.parametrize("name", ["{root}/inputs/a", "../inputs/a", "below/../../inputs/a"])
+def test_scene_writer__leaves_files_outside_of_its_folder_alone(tmp_path, name):
+    (tmp_path / "inputs").mkdir()
+    (tmp_path / "inputs" / "a.png").write_bytes(b"the picture that is read")
+    method, writer = Constant(), SceneWriter(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"inputs/a' would write into .*a relative name without '..', such as 'a'"):
+        predicted(tmp_path, writer, method, images(name.format(root=tmp_path)))
+    assert method.scored == 0
+    assert not (tmp_path / "out").exists()
+    assert [path.name for path in (tmp_path / "inputs").iterdir()] == ["a.png"]
+    assert (tmp_path / "inputs" / "a.png").read_bytes() == b"the picture that is read"
+
+
+def test_scene_writer__makes_the_subfolders_that_a_name_holds(tmp_path):
+    predicted(tmp_path, SceneWriter(tmp_path / "out"), Constant(), images("north/a", "south/a"))
+    files = [str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")]
+    assert sorted(files) == [f"{side}/a{kind}" for side in ("north", "south") for kind in (".png", "_heatmap.npy", "_score.npy")]
+
+
+def test_scene_writer__forgets_a_run_that_was_broken_off(tmp_path):
+    writer = SceneWriter(tmp_path / "out", pictures=False)
+    with pytest.raises(RuntimeError, match="broken off"):
+        predicted(tmp_path, writer, Constant(1.0, broken_at=3), images("a", "b", "c"))
+    predicted(tmp_path, writer, Constant(3.0), images("b", "a"))
+    assert [path.name for path in writer.written] == ["b_score.npy", "b_heatmap.npy", "a_score.npy", "a_heatmap.npy"]
+    assert all((np.load(tmp_path / "out" / f"{name}_score.npy") == 3).all() for name in "ab")
+
+
+WHOLE = {"window": (0, 0, 8, 8), "scene_size": (8, 8)}
+
+
+@pytest.mark.parametrize("more", [{}, WHOLE], ids=["without windows", "with windows"])
+@pytest.mark.parametrize("names", [("a", "a"), ("a", "b", "a")], ids=["in a row", "later"])
+def test_scene_writer__refuses_two_images_of_one_name(tmp_path, names, more):
+    with pytest.raises(ValueError, match="every part of scene 'a' once"):
+        predicted(tmp_path, SceneWriter(tmp_path / "out", pictures=False), Constant(), images(*names, **more))
+
+
+@pytest.mark.parametrize(
+    "windows",
+    [
+        [(0, 0, 8, 8), (0, 8, 8, 8), (0, 0, 8, 8)],
+        [(0, 0, 8, 8), (0, 0, 8, 16)],
+        [(0, 0, 8, 16), (0, 8, 8, 8)],
+    ],
+    ids=["a tile again", "the whole after a tile", "a tile after the whole"],
+)
+def test_scene_writer__refuses_a_part_that_came_already(tmp_path, windows):
+    samples = [{"image": torch.rand(3, *window[2:]), "name": "a", "window": window, "scene_size": (8, 16)} for window in windows]
+    with pytest.raises(ValueError, match="every part of scene 'a' once"):
+        predicted(tmp_path, SceneWriter(tmp_path / "out", pictures=False), Constant(), DataLoader(samples, collate_fn=collate))
+    assert not (tmp_path / "out").exists()

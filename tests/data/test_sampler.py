@@ -34,8 +34,12 @@ def test_unpadded_sampler__keeps_groups_whole_where_there_are_enough(groups, shu
     assert sum(map(len, owners)) == len(set(groups))
 
 
-def test_unpadded_sampler__splits_a_group_where_ranks_would_idle():
-    assert parts(6, 3, groups=[0] * 6) == [[0, 1], [2, 3], [4, 5]]
+@pytest.mark.parametrize(
+    ("groups", "message"), [([0] * 6, "got 1 for 3 ranks.*at most 1 device"), ([0, 1] * 3, "got 2.*at most 2 devices")]
+)
+def test_unpadded_sampler__refuses_fewer_groups_than_ranks(groups, message):
+    with pytest.raises(ValueError, match=message):
+        UnpaddedSampler(range(6), 3, 0, groups=groups)
 
 
 def test_unpadded_sampler__draws_its_order_from_seed_and_epoch():

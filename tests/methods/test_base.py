@@ -254,3 +254,17 @@ def test_fit__without_an_end_needs_no_schedule_where_nothing_is_learnt(tmp_path)
     loop = pl.Trainer(default_root_dir=tmp_path, accelerator="cpu", max_epochs=-1, logger=False, enable_progress_bar=False)
     loop.fit(Pairs(), dataset(), dataset(seed=1))
     assert loop.current_epoch == 1
+
+
+def test_test__counts_nothing_of_a_run_that_was_broken_off(fitted, tmp_path):
+    method, _ = fitted
+    expected = trainer(tmp_path).test(method, dataset(seed=1), verbose=False)[0]
+
+    class Stop(pl.Callback):
+        def on_test_batch_end(self, *_):
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        trainer(tmp_path, callbacks=[Stop()]).test(method, dataset(), verbose=False)
+    again = trainer(tmp_path).test(method, dataset(seed=1), verbose=False)[0]
+    assert {k: v for k, v in again.items() if v == v} == {k: v for k, v in expected.items() if v == v}  # what is undefined is NaN

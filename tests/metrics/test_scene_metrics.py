@@ -19,6 +19,7 @@ from anomseg.metrics.scene_metrics import NAMED_SCENES, SceneMetrics, all_metric
 FIELDS = ("lower", "width", "normal", "anomalous")
 RANKS = """
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -42,6 +43,12 @@ for regime, memory in (("in memory", score_state.PIXELS_IN_MEMORY), ("folded", 1
         values = metrics.compute()
         again = metrics.compute()
         results[regime, split] = (values, again, [counts.lower, counts.width, counts.normal, counts.anomalous])
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    metrics = SceneMetrics(all_metrics(), "test_")
+    for index, name in ((0, "scene 0"), (2, "split")) if rank == 0 else ((4, "split"), (1, "scene 1")):
+        metrics.update(score[index : index + 1], mask[index : index + 1], [name])
+    results["split"] = (metrics.compute(), [str(one.message) for one in caught if "on one rank" in str(one.message)])
 torch.save(results, folder / f"rank_{rank}.pt")
 dist.destroy_process_group()
 """
@@ -105,6 +112,15 @@ def test_two_processes__give_exactly_the_values_of_one(tmp_path: Path, monkeypat
                 assert equal(values, expected), (regime, split, rank)
                 assert equal(again, expected), (regime, split, rank)
                 assert all(torch.equal(f, getattr(counts, name)) for f, name in zip(found, FIELDS, strict=True)), (regime, split, rank)
+    pooled = PixelAUROC()
+    pooled.update(score[[0, 1, 2, 4]], mask[[0, 1, 2, 4]])
+    for rank in range(2):
+        values, messages = torch.load(tmp_path / f"rank_{rank}.pt")["split"]
+        assert {name for name in values if "auroc/" in name} == {"test_auroc/scene 0"}  # no part of the split scene passes for the whole
+        assert float(values["test_auroc_mean"]) == float(values["test_auroc/scene 0"])
+        assert float(values["test_auroc"]) == float(pooled.compute())
+        assert len(messages) == 1
+        assert "['split'] came on several" in messages[0]
 
 
 def test_scene_metrics__average_the_figures_of_scenes_with_both_classes():
@@ -133,6 +149,16 @@ def test_scene_metrics__join_the_tiles_of_a_scene_across_batches():
     tiled.update(torch.stack([right[0][0], left[0][1]]), torch.stack([right[1][0], left[1][1]]), ["a", "b"])
     tiled.update(right[0][1:], right[1][1:], ["b"])
     assert equal(whole.compute(), tiled.compute())
+
+
+@pytest.mark.parametrize("second", [0, 1], ids=["with both classes", "of one class"])
+def test_scene_metrics__refuse_a_scene_that_comes_again_and_then_begin_anew(second):
+    score, mask = draw()
+    metrics = SceneMetrics(pixel_metrics(), "")
+    metrics.update(score[[second, 2]], mask[[second, 2]], ["a", "b"])
+    with pytest.raises(ValueError, match="scene 'a' one after the other"):
+        metrics.update(score[4:], mask[4:], ["a"])
+    assert equal(fed(metrics, score, mask).compute(), fed(SceneMetrics(pixel_metrics(), ""), score, mask).compute())
 
 
 def test_scene_metrics__name_no_scenes_where_they_are_many():

@@ -35,3 +35,13 @@ def test_figure_table__has_a_row_for_each_category_and_the_mean_of_classes():
 def test_figure_table__leaves_undefined_figures_out():
     figures = {"test_image_auroc": torch.tensor(torch.nan), "test_auroc": 0.5}
     assert figure_table(figures).splitlines()[0].split() == ["auroc"]
+
+
+def test_figure_table__shows_the_pooled_row_where_unnamed_scenes_count_in_it():
+    figures = {"test_auroc/with": 1.0, "test_auroc_mean": 1.0, "test_auroc": 0.756}
+    assert [line.split() for line in figure_table(figures).splitlines()[1:]] == [["with", "1.0000"], ["all", "pixels", "0.7560"]]
+
+
+def test_figure_table__repeats_no_figures_of_the_only_scene():
+    figures = {"test_auroc/a": 0.5, "test_auroc_mean": 0.5, "test_auroc": torch.tensor(0.5)}
+    assert [line.split() for line in figure_table(figures).splitlines()[1:]] == [["a", "0.5000"]]
