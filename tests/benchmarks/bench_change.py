@@ -72,6 +72,7 @@ METHODS: dict[str, Callable[[], AnomalySegmenter]] = {
     "siamese_gate_registered": lambda: SiameseUNet(**registered(spec=replace(EARLY, fusion="both"), gate=1.0)),
     "mamba_tiny_gate_registered": lambda: ChangeMamba(**registered(spec="tiny", gate=1.0)),
     "unet_registered": lambda: SiameseUNet(**registered(spec=EARLY)),
+    "siamese_registered": lambda: SiameseUNet(**registered(spec=replace(EARLY, fusion="both"))),
     "mamba_tiny_detail_registered": lambda: ChangeMamba(**registered(spec=replace(TINY, head="detail"))),
     "mamba_tiny_focal_gate": lambda: ChangeMamba(**learnt(spec="tiny", gate=1.0, recipe=ChangeTraining())),
 }
