@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from anomseg.data.change_truth import TruthReading
 from anomseg.data.pair_transform import PairTransform
 from anomseg.data.picture_io import check_picture
 from anomseg.data.raster_align import Grid, grid_of, read_on_grid, shared_window
-from anomseg.data.raster_io import Raster, raster_shape, read_raster
+from anomseg.data.raster_io import Raster, kept_bands, raster_shape, read_raster
 from anomseg.data.scene import Scene
 from anomseg.data.scene_datamodule import SceneFacts
 from anomseg.errors import SceneFormatError, SceneNotFoundError
@@ -101,9 +102,10 @@ class ChangePair:
         before, after = ([Path(path) for path in paths] for paths in (self.files.before, self.files.after))
         (first, one), (second, other) = grid_of(before[0]), grid_of(after[0])
         self._check_bits(one, other)
-        for path in (*before, *after):
+        grids = {path: grid_of(path)[0] for path in (*before, *after)}
+        for path, own in grids.items():
             check_picture(path)
-            first.check_place(grid_of(path)[0], path, before[0])
+            first.check_place(own, path, before[0])
         bands = [sum(raster_shape(path)[0] for path in paths) for paths in (before, after)]
         if bands[0] != bands[1] and self.reading.bands is None:
             raise ValueError(
@@ -115,10 +117,10 @@ class ChangePair:
         if not first.matches(second):
             row, column, height, width = self._shared(first, second)
             grid, origin = first.part((row, column, height, width)), (row, column)
-        warped = {path for path in (*before, *after) if not first.matches(grid_of(path)[0])}
+        warped = {path for path, own in grids.items() if not first.matches(own)}
         for path in warped:
-            if not (grid.is_georeferenced and grid_of(path)[0].is_georeferenced):
-                raise ValueError(self._misfit(path, grid_of(path)[0], before[0], first))
+            if not (grid.is_georeferenced and grids[path].is_georeferenced):
+                raise ValueError(self._misfit(path, grids[path], before[0], first))
         truths = self.truths.measured(self.files, first, grid)
         name = self.name or self.files.name
         return replace(self, name=name, truths=truths, grid=grid, origin=origin, warped=frozenset(warped), stored=count)
@@ -138,9 +140,7 @@ class ChangePair:
         """
         row, column, height, width = window
         if self.reading.prepare:
-            whole = self()
-            place = (..., slice(row, row + height), slice(column, column + width))
-            return replace(whole, image=whole.image[place].clone(), mask=None if whole.mask is None else whole.mask[place].clone())
+            return _cut(self(), window)
         top, left, _, _ = self._block
         return self._read((top + row, left + column, height, width))
 
@@ -158,11 +158,8 @@ class ChangePair:
         if pair.window is None or not pair.reading.prepare:
             return pair._read(pair._block)
         # What changes whole pairs has to see the whole pair: a block would be registered for itself.
-        row, column, height, width = pair.window
-        whole = replace(pair, window=None)()
-        place = (..., slice(row, row + height), slice(column, column + width))
-        mask, grid = None if whole.mask is None else whole.mask[place].clone(), cast(Grid, pair.grid).part(pair.window)
-        return replace(whole, image=whole.image[place].clone(), mask=mask, transform=grid.transform)
+        block = _cut(replace(pair, window=None)(), pair.window)
+        return replace(block, transform=cast(Grid, pair.grid).part(pair.window).transform)
 
     def truth(self) -> Tensor:
         """Read the truth alone; pixels without data are not marked in it.
@@ -213,28 +210,28 @@ class ChangePair:
 
     def _date(self, paths: tuple[str | Path, ...], window: Window) -> tuple[Tensor, Raster]:
         held = self._held(paths)
-        rasters = [self._raster(Path(path), window, bands) for path, bands in held if bands is None or bands]
+        rasters = [self._raster(path, window, keep) for path, keep, _ in held]
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and so a pixel without data
             image = np.concatenate([np.require(raster.image, np.float32, ["C", "W"]) for raster in rasters])
         image[:, ~np.logical_and.reduce([raster.valid for raster in rasters])] = np.nan
-        bands = self.reading.bands
-        if bands is not None and len(paths) > 1:
-            start = np.cumsum([0, *(raster_shape(Path(path))[0] for path in paths)])
-            read = [int(start[index]) + band for index, (_, own) in enumerate(held) for band in own or ()]
-            image = image[[read.index(band) for band in bands]]
-        return torch.from_numpy(image), rasters[0]
+        places = [place for _, _, own in held for place in own]
+        return torch.from_numpy(image[np.argsort(places)] if places else image), rasters[0]
 
-    def _held(self, paths: tuple[str | Path, ...]) -> list[tuple[str | Path, tuple[int, ...] | None]]:
-        """Find which bands of each file are kept, all where it says None: what is dropped must not hide pixels."""
-        if self.reading.bands is None:
-            return [(path, None) for path in paths]
+    def _held(self, paths: tuple[str | Path, ...]) -> list[tuple[Path, tuple[int, ...] | None, list[int]]]:
+        """List the files that hold kept bands, with their indices in the file (None: all) and their places among the kept ones.
+
+        What is dropped must not hide pixels, so nothing of it is read.
+        """
+        if self.reading.bands is None or len(paths) == 1:
+            return [(Path(path), self.reading.bands, []) for path in paths]
         counts = [raster_shape(Path(path))[0] for path in paths]
-        if max(self.reading.bands) >= sum(counts):
-            came = max(self.reading.bands)
-            raise ValueError(f"Expected band indices of 0 to {sum(counts) - 1} in '{paths[0]}', but got {came} in bands=.")
-        starts = [sum(counts[:index]) for index in range(len(counts))]
-        own = [tuple(b - start for b in self.reading.bands if 0 <= b - start < count) for start, count in zip(starts, counts, strict=True)]
-        return list(zip(paths, own, strict=True))
+        wanted = kept_bands(sum(counts), self.reading.bands, paths[0])
+        found: list[tuple[Path, tuple[int, ...] | None, list[int]]] = []
+        for path, count, start in zip(paths, counts, accumulate(counts, initial=0), strict=False):
+            places = [place for place, band in enumerate(wanted) if start <= band < start + count]
+            if places:
+                found.append((Path(path), tuple(wanted[place] - start for place in places), places))
+        return found
 
     def _raster(self, path: Path, window: Window, keep: tuple[int, ...] | None) -> Raster:
         row, column, height, width = window
@@ -272,3 +269,10 @@ class ChangePair:
                 f"Expected values of one scale at both dates of '{self.files.name}', but '{self.files.before[0]}' is stored as {one} and "
                 f"'{self.files.after[0]}' as {other}. Say what multiplies them with scale=(before, after); (1, 1) if they are one already."
             )
+
+
+def _cut(scene: Scene, window: Window) -> Scene:
+    """Cut a window out of image and truth; the rest stays as it is."""
+    row, column, height, width = window
+    place = (..., slice(row, row + height), slice(column, column + width))
+    return replace(scene, image=scene.image[place].clone(), mask=None if scene.mask is None else scene.mask[place].clone())

@@ -72,7 +72,8 @@ def unlabelled_mask(mask: Tensor | None, size: tuple[int, int]) -> Tensor:
     Returns:
         (H, W) int64: 255 where the truth is 255, 0 elsewhere.
     """
-    return full_mask(mask, size).masked_fill_(full_mask(mask, size) == ANOMALY, NORMAL)
+    kept = full_mask(mask, size)
+    return kept.masked_fill_(kept == ANOMALY, NORMAL)
 
 
 def calibration_mask(mask: Tensor | None, size: tuple[int, int], block: int = 10, share: float = 0.25, seed: int = 0) -> Tensor:

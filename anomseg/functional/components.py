@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anomseg.functional.regions import label_regions
 from anomseg.sample import ANOMALY, IGNORE
 
 TAUS = tuple(0.25 + 0.05 * step for step in range(11))
@@ -58,15 +59,11 @@ def component_scores(flagged: Tensor, mask: Tensor, sizes: tuple[int, int] = OBS
     Raises:
         ValueError: shapes differ, or a size is below 1.
     """
-    from scipy.ndimage import label
-
     if flagged.shape != mask.shape or flagged.ndim != 2 or min(sizes) < 1:
         raise ValueError(f"Expected maps (H, W) of one shape and sizes >= 1, but got {tuple(flagged.shape)}, {tuple(mask.shape)}, {sizes}.")
-    around = np.ones((3, 3))
-    truth, _ = label((mask == ANOMALY).cpu().numpy(), structure=around)
+    truth, found = (label_regions(marked)[0].numpy() for marked in (mask == ANOMALY, flagged.bool() & (mask != IGNORE)))
     area = np.bincount(truth.ravel())
     small = (area < sizes[1])[truth] & (truth > 0)
-    found, _ = label((flagged.bool() & (mask != IGNORE)).cpu().numpy(), structure=around)
     found[(np.bincount(found.ravel()) < sizes[0])[found] | small] = 0
     truth[small] = 0
     # Number what is left from 1, then count how many pixels each pair of a true and a predicted component shares.

@@ -167,10 +167,7 @@ def score_maps(distance: Tensor, some: Tensor, valid: Tensor, padded: tuple[int,
     both = torch.stack([torch.where(some, distance, 0.0), some.float()], 1)
     score, weight = F.interpolate(both, padded, mode="bilinear", align_corners=False)[..., :height, :width].unbind(1)
     score = score / weight.clamp_min(1e-6)
-    if not smoothing:
-        return torch.where(valid, score, 0.0)
-    with torch.autocast(score.device.type, enabled=False):  # pixels are ranked by it: half precision would make many of them equal
-        return gaussian(score, smoothing, valid)
+    return gaussian(score, smoothing, valid) if smoothing else torch.where(valid, score, 0.0)
 
 
 def judged_patches(key: Tensor, label: Tensor, classes: int) -> Tensor:

@@ -26,13 +26,18 @@ def test_merging_what_was_read__is_four_times_the_image():
 def test_cross_selective_scan__equals_flipped_copies_and_their_gradients():
     torch.manual_seed(0)
     height, width, channels, state = 5, 4, 3, 2
-    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
+
+    def draw(*shape):
+        return torch.randn(*shape, dtype=torch.float64)
+
     x, delta = draw(2, channels, height, width), draw(2, 4, channels, height * width)
     sides = draw(2, 4, state, height * width), draw(2, 4, state, height * width)
     given = [v.requires_grad_() for v in (x, delta, -draw(4 * channels, state).abs(), *sides, draw(4 * channels), draw(4 * channels))]
 
     def flipped(x, delta, A, B, C, D, bias):
-        turn = lambda v: torch.cat([v[:, :2], v[:, 2:].flip(-1)], 1)  # noqa: E731
+        def turn(v):
+            return torch.cat([v[:, :2], v[:, 2:].flip(-1)], 1)
+
         y = selective_scan(
             cross_scan(x).flatten(1, 2), turn(delta).flatten(1, 2), A, turn(B), turn(C), D, None, bias, True, backend="reference"
         )

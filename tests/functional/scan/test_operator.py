@@ -7,7 +7,10 @@ from anomseg.functional.scan.operator import arithmetic_dtype, backward_operator
 
 
 def operands(length=5, dtype=torch.float64):
-    draw = lambda *shape: torch.randn(*shape, dtype=dtype)  # noqa: E731
+
+    def draw(*shape):
+        return torch.randn(*shape, dtype=dtype)
+
     torch.manual_seed(0)
     u, delta, rates = draw(2, 4, length), draw(2, 4, length), -draw(4, 2).abs()
     return [u, delta, rates, draw(2, 2, 2, length), draw(2, 2, 2, length), draw(4), draw(4), draw(2, 4, 2)]

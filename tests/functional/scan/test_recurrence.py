@@ -6,7 +6,10 @@ from anomseg.functional.scan.recurrence import doubling_scan, reference_scan
 
 def operands(length, state=2, groups=2, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)  # noqa: E731
+
+    def draw(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
     u, delta, rates = draw(2, 4, length), draw(2, 4, length).abs(), -draw(4, state).abs()
     return u, delta, rates, draw(2, groups, state, length), draw(2, groups, state, length), draw(2, 4, state)
 

@@ -11,7 +11,10 @@ from anomseg.functional.scan import selective, selective_scan
 
 def operands(length, state=2, groups=2, batch=2, channels=8, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(*shape, dtype=dtype, generator=generator)  # noqa: E731
+
+    def draw(*shape):
+        return torch.randn(*shape, dtype=dtype, generator=generator)
+
     sides = (batch, groups, state, length)
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
     given = draw(batch, channels, length), draw(batch, channels, length), -draw(channels, state).abs(), draw(*sides), draw(*sides)
