@@ -19,6 +19,7 @@ from anomseg.functional.ranking import hinge, logistic, pairwise_auroc_loss, sig
 from anomseg.functional.rx import global_rx
 from anomseg.functional.side_loss import side_loss
 from anomseg.functional.simulation import AnomalySimulation, WhitenedScene
+from anomseg.functional.symmetries import mean_over_views
 from anomseg.nets.context_net import ContextNet, Norm, lift, lifted_channels
 from anomseg.nets.deviation_unet import DeviationUNet, tdd_layout, uniadrs_layout
 from anomseg.sample import ANOMALY, IGNORE
@@ -228,10 +229,4 @@ def random_crops(features: Tensor, label: Tensor, side: int, count: int, generat
 @torch.no_grad()
 def flipped_mean(net: nn.Module, features: Tensor) -> Tensor:
     """Average the logits over the eight flips and rotations of a scene."""
-    total = torch.zeros(features.shape[1:], device=features.device)
-    for turns in range(4):
-        for flip in (False, True):
-            view = features.rot90(turns, (-2, -1))
-            logit = _outputs(net, (view.flip(-1) if flip else view)[None])[0][0, 0]
-            total += (logit.flip(-1) if flip else logit).rot90(-turns, (-2, -1))
-    return total / 8
+    return mean_over_views(lambda view: _outputs(net, view[None])[0][0, 0], features, views=8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from anomseg.calibration.base import Calibration
 from anomseg.config import build
 from anomseg.errors import NotFittedError
+from anomseg.functional.symmetries import check_views, mean_over_views
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.position_statistics import on_whole_images
 from anomseg.methods.reconstruction_inputs import ReconstructionInputs, channel_moments
@@ -27,8 +28,6 @@ from anomseg.nets.evaluation_mode import evaluation_mode
 from anomseg.nets.feature_reconstruction import FeatureReconstructionNet
 from anomseg.optimisation import Optimisation
 from anomseg.sample import finite_pixels
-
-_MIRRORS: tuple[tuple[int, ...], ...] = ((), (-2,), (-1,), (-2, -1))
 
 
 class Reconstruction(AnomalySegmenter):
@@ -53,8 +52,8 @@ class Reconstruction(AnomalySegmenter):
         position: a module with `fit(iterable of (score, valid))` and `forward(score, valid) -> score`, (B, H, W) each, which knows how
             normal scores depend on the place; None for none. It is fitted on whole images; crops are laid where their `window` says, and
                 must not be flipped.
-        mirrors: score the mean over an image and its three mirror images, for surfaces without an up, a down or sides: what a net mistakes
-            in one view it seldom does in all. Four times the time of scoring.
+        views: score the mean over so many views of an image, for surfaces without an up, a down or sides: 4 for the image and its mirror
+            images, 8 for these turned by 90 degrees, too. What a net mistakes in one view it seldom does in all; each takes its time.
         fit_batches: see above, at least 1.
         seed: of masks and of the random feature net.
         calibration: see `AnomalySegmenter`.
@@ -78,7 +77,7 @@ class Reconstruction(AnomalySegmenter):
         reach: float | None = None,
         ema: float | None = None,
         position: nn.Module | None = None,
-        mirrors: bool = False,
+        views: Literal[1, 4, 8] = 1,
         fit_batches: int = 32,
         seed: int = 0,
         calibration: Calibration | None = None,
@@ -90,7 +89,7 @@ class Reconstruction(AnomalySegmenter):
         self.scoring: ReconstructionScore = build(scoring, ReconstructionScore) or default_scoring(self.net)
         self.masked: MaskedPrediction | None = build(masked, MaskedPrediction)
         self.in_channels, self.reach, self.ema, self.fit_batches, self.seed = in_channels, reach, ema, fit_batches, seed
-        self.mirrors = mirrors
+        self.views = views
         self._check()
         self.position: nn.Module | None = build(position)
         self.inputs = ReconstructionInputs(in_channels)
@@ -178,9 +177,8 @@ class Reconstruction(AnomalySegmenter):
         return cast(Rebuilt, self.judged(*self._prepared(image, finite_pixels(image)))).features.float()
 
     def _terms(self, image: Tensor, valid: Tensor) -> Tensor:
-        """Compute the raw terms of the score, (B, T, H, W); over mirror images their mean."""
-        views = _MIRRORS if self.mirrors else _MIRRORS[:1]
-        return torch.stack([self._terms_of(image.flip(axes), valid.flip(axes)).flip(axes) for axes in views]).mean(0)
+        """Compute the raw terms of the score, (B, T, H, W); over several views their mean."""
+        return mean_over_views(self._terms_of, image, valid, views=self.views)
 
     def _terms_of(self, image: Tensor, valid: Tensor) -> Tensor:
         """Compute the raw terms of one view; over several sizes of hidden cells their mean."""
@@ -314,8 +312,9 @@ class Reconstruction(AnomalySegmenter):
             raise ValueError("Expected ema with feature_net='ema', but got None. Set ema=0.99, or feature_net='random'.")
         if self.net.rebuilds_features and self.masked is not None:
             raise ValueError("Expected masked=None with a net that rebuilds features: what an image hides, they do not.")
-        if self.mirrors and self.reach is not None:
-            raise ValueError("Expected mirrors=False with a net that is told the place: a mirrored part lies elsewhere. Set reach=None.")
+        check_views(self.views)
+        if self.views > 1 and self.reach is not None:
+            raise ValueError(f"Expected views=1 with a net that is told the place, but got {self.views}: a mirrored part lies elsewhere.")
         if self.net.judges and not self.loss.focal:
             raise ValueError("Expected focal > 0 with a head of defects, but got 0: it would learn nothing. Set defect_head=False.")
         missing = [*([] if self.net.rebuilds_features else OF_LEVELS), *([] if self.net.judges else ["defect"])]

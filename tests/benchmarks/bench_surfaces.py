@@ -92,11 +92,15 @@ ARMS: dict[str, tuple[Callable[[], AnomalySegmenter], str]] = {  # how it is mad
         "crops with small defects",
     ),
     "denoising, small defects, mirrored": (
-        lambda: Reconstruction(1, HEAD, scoring=SHARP, mirrors=True, optimisation=RATE),
+        lambda: Reconstruction(1, HEAD, scoring=SHARP, views=4, optimisation=RATE),
+        "crops with small defects",
+    ),
+    "denoising, small defects, eight views": (
+        lambda: Reconstruction(1, HEAD, scoring=SHARP, views=8, optimisation=RATE),
         "crops with small defects",
     ),
     "denoising, small defects, turned": (  # and trained on turned and mirrored crops
-        lambda: Reconstruction(1, HEAD, scoring=SHARP, mirrors=True, optimisation=RATE),
+        lambda: Reconstruction(1, HEAD, scoring=SHARP, views=4, optimisation=RATE),
         "turned crops with small defects",
     ),
     "denoising, lines": (

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from anomseg.checkpoint import load
 from anomseg.errors import NotFittedError
+from anomseg.functional.symmetries import SYMMETRIES, undo_view, view_of
 from anomseg.functional.windows import pad_to_multiple
 from anomseg.methods.position_statistics import BorderStatistics
 from anomseg.methods.reconstruction import Reconstruction, follow
@@ -280,19 +281,26 @@ def test_features__cover_the_image_padded_to_the_multiple_that_is_told(tmp_path,
     torch.testing.assert_close(method.features(pad_to_multiple(image, multiple)), described)
 
 
-def test_mirrors__make_the_score_move_with_the_image(tmp_path):
-    method, _ = taught(tmp_path, 2, mirrors=True, net=AutoencoderSpec(width=4, depth=2, skips="all", defect_head=True))
+@pytest.mark.parametrize("views", [4, 8])
+def test_views__make_the_score_move_with_the_image(tmp_path, views):
+    method, _ = taught(tmp_path, 2, views=views, net=AutoencoderSpec(width=4, depth=2, skips="all", defect_head=True))
     image = torch.cat([batch["image"] for batch in loader(4, 9, defects=True, size=(24, 32))])
     image[0, :, 3:6, 4:9] = torch.nan
     score = method.eval().score(image)
-    for axes in ((-1,), (-2,), (-2, -1)):
-        torch.testing.assert_close(method.score(image.flip(axes)), score.flip(axes), rtol=1e-4, atol=1e-4)
-    one_view = []
-    for axes in ((), (-1,), (-2,), (-2, -1)):
-        method.mirrors = False
-        one_view.append(method.score(image.flip(axes)).flip(axes))
+    for symmetry in SYMMETRIES[:views]:
+        torch.testing.assert_close(method.score(view_of(image, *symmetry)), view_of(score, *symmetry), rtol=1e-4, atol=1e-4)
+    method.views = 1
+    one_view = [undo_view(method.score(view_of(image, *symmetry)), *symmetry) for symmetry in SYMMETRIES[:views]]
     assert not torch.allclose(one_view[0], one_view[1], atol=1e-2)
     torch.testing.assert_close(torch.stack(one_view).mean(0), score, rtol=1e-4, atol=1e-4)
+
+
+def test_views__turn_masked_prediction_and_features_too(tmp_path):
+    for index, chosen in enumerate(({"masked": MaskedPrediction(cells=(2, 4))}, {"net": FEATURES})):
+        method, _ = taught(tmp_path / str(index), **{"net": TINY, "views": 8} | chosen)
+        score = method.eval().score(torch.rand(1, 3, 19, 33))
+        assert score.shape == (1, 19, 33)
+        assert bool(score.isfinite().all())
 
 
 def test_places__of_crops_are_those_of_their_windows():
@@ -335,7 +343,8 @@ def test_plain_autoencoder_with_open_skips__is_warned_of_copying(tmp_path):
         {"in_channels": 0},
         {"fit_batches": 0},
         {"reach": 0.0},
-        {"reach": 8.0, "mirrors": True},
+        {"reach": 8.0, "views": 4},
+        {"views": 2},
         {"ema": 1.0},
         {"loss": ReconstructionLoss(features=1, feature_net="ema")},
         {"net": FEATURES, "masked": MaskedPrediction()},
