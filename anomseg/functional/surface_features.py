@@ -123,20 +123,22 @@ def line_responses(
 
 
 @torch.no_grad()
-def log_energies(light: Tensor, sigma: float = 1.0, smoothing: float = 3.0) -> Tensor:
-    """Compute the logarithm of the local power of the five derivatives.
+def log_energies(light: Tensor, sigma: float = 1.0, smoothing: float = 3.0, order: Literal[1, 2] = 2) -> Tensor:
+    """Compute the logarithm of the local power of the derivatives along rows and columns, and of the three of the second order.
 
     Args:
         light: (B, C, H, W); NaN where there is no data.
         sigma: of the derivatives, in pixels.
         smoothing: of the power, in pixels.
+        order: highest order of the derivatives; 1 for those along rows and columns alone.
 
     Returns:
-        (B, 5 C, H, W) float32, finite; 0 where there is no data.
+        (B, 5 C, H, W) float32, or (B, 2 C, H, W) of order 1, finite; 0 where there is no data.
     """
     filled, valid = fill_nodata(light)
     weight = valid[:, None].float()
-    power = gaussian_jet(filled * weight, weight, sigma).square().movedim(0, 1).flatten(1, 2)
+    jet = gaussian_jet(filled * weight, weight, sigma)[: 5 if order == 2 else 2]
+    power = jet.square().movedim(0, 1).flatten(1, 2)
     smoothed = gaussian_filter(torch.where(valid[:, None], power, torch.nan), smoothing)
     return torch.where(valid[:, None], (smoothed + _POWER_FLOOR).log(), 0.0)
 
@@ -156,10 +158,9 @@ def window_contrasts(features: Tensor, valid: Tensor, windows: Sequence[tuple[in
         (B, 2 D W, H, W) float32 for W windows: for each of them D vertical contrasts, then D horizontal ones.
 
     Raises:
-        ValueError: a window is empty or its width even.
+        ValueError: there is no window, one is empty, or its width is even.
     """
-    if any(depth < 1 or width < 1 or width % 2 == 0 for depth, width in windows):
-        raise ValueError(f"Expected windows of a depth >= 1 and an odd width, but got {tuple(windows)}.")
+    check_windows(windows)
     weight = valid[:, None].double()
     sums = _integral(torch.where(valid[:, None], features, 0.0).double())
     counts = _integral(weight)
@@ -175,6 +176,16 @@ def window_contrasts(features: Tensor, valid: Tensor, windows: Sequence[tuple[in
             contrast = _window_sum(sums, *first) / n.clamp_min(1) - _window_sum(sums, *second) / m.clamp_min(1)
             found.append((contrast * torch.minimum(n, m) / (depth * width)).float())
     return torch.cat(found, 1)
+
+
+def check_windows(windows: Sequence[Sequence[int]]) -> None:
+    """Refuse windows that `window_contrasts` cannot compare.
+
+    Raises:
+        ValueError: there is no window, one is empty, or its width is even.
+    """
+    if not windows or any(len(w) != 2 or w[0] < 1 or w[1] < 1 or w[1] % 2 == 0 for w in windows):
+        raise ValueError(f"Expected windows (depth, width) of a depth >= 1 and an odd width, but got {[tuple(w) for w in windows]}.")
 
 
 def _stroke(shape: tuple[int, int], length: float, sine: float, cosine: float, like: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from anomseg.functional.border import bin_count, border_bins
 from anomseg.functional.filter_bank import gaussian_filter
 from anomseg.functional.surface_features import (
     LineKind,
+    check_windows,
     directional_derivatives,
     image_median,
     line_responses,
@@ -38,13 +39,16 @@ class PositionGaussian(AnomalySegmenter):
     """Score a pixel by how badly its texture fits the normal pixels **of its place**, the distances to the border of the image.
 
     The dark rim of a part dominates every map that does not know where the border is. For each family of features and each bin of the
-    distance to the nearer border of both axes there is one Gaussian (`binned_gaussians`); the squared distances' logarithms are smoothed,
-    standardised over the normal training pixels of each bin, and averaged over the families. With ``level="peak"`` the average is then
-    standardised over the highest normal pixels that each bin has in each image: what says whether an image is defective is its highest
-    pixel, and that of a rim, or of a large bin, lies higher above its mean. Nothing is learnt by descent.
+    distance to the nearer border of both axes there is one Gaussian (`binned_gaussians`); the squared distances' logarithms are smoothed
+    and standardised over the normal training pixels of each bin. With ``level="peak"`` they are then standardised over the highest normal
+    pixels that each bin has in each image: what says whether an image is defective is its highest pixel, and that of a rim, or of a large
+    bin, lies higher above its mean. The score is the mean over the families. Nothing is learnt by descent.
 
-    - `derivatives`: directional derivatives up to the second order at three scales (`directional_derivatives`): small, sharp defects.
-    - `contrasts`: light and energies on the two sides of a pixel (`window_contrasts`): the edge of a patch that looks normal inside.
+    A family holds few features, because a distance in many of them drowns the one that is wrong.
+
+    - `derivatives`: directional derivatives up to the second order (`directional_derivatives`): small, sharp defects.
+    - `contrasts`: energies along rows and columns on the two sides of a pixel (`window_contrasts`): the edge of a patch that looks normal
+      inside.
     - `energies`: local power of the derivatives against the image's own median (`log_energies`): another texture.
     - `lines`: how strongly thin lines answer (`line_responses`): cracks and scratches in rough texture. More of it is worse and less is
       not, so that no Gaussian is fitted: its logarithm is standardised for each bin, not smoothed, and averaged with the others.
@@ -55,6 +59,8 @@ class PositionGaussian(AnomalySegmenter):
         in_channels: bands of the images.
         families: of features; their scores are averaged.
         cuts: distances in pixels (after `shrink`) at which a new bin begins; none gives one Gaussian for all places.
+        scales: of the derivatives, standard deviations in pixels after `shrink`; all share a Gaussian.
+        windows: of the contrasts, (depth, odd width) of each side in pixels after `shrink`; all share a Gaussian.
         pooled: weight of the correlations within all bins in those of each, in (0, 1].
         shrink: the pixels with data of squares of this side are averaged first, and the score is enlarged.
         smoothing: standard deviation of a Gaussian over the score in pixels after `shrink`; 0 for none.
@@ -78,6 +84,8 @@ class PositionGaussian(AnomalySegmenter):
         in_channels: int = 1,
         families: Sequence[Family] = ("derivatives", "contrasts", "energies"),
         cuts: Sequence[int] = (2, 4, 7, 12, 20, 32),
+        scales: Sequence[float] = (2.0,),
+        windows: Sequence[Sequence[int]] = ((7, 15),),
         pooled: float = 0.05,
         shrink: int = 1,
         smoothing: float = 2.0,
@@ -97,34 +105,35 @@ class PositionGaussian(AnomalySegmenter):
             raise ValueError(
                 f"Expected in_channels and shrink >= 1 and smoothing 0 or >= 0.5, but got {in_channels}, {shrink} and {smoothing}."
             )
+        if not scales or min(scales) < 0.5:
+            raise ValueError(f"Expected scales of at least 0.5 pixels, but got {list(scales)}.")
         border_bins((1, 1), cuts)  # raises if the cuts are none
+        check_windows(windows)
         self.in_channels, self.families, self.cuts, self.pooled = in_channels, list(families), list(cuts), pooled
+        self.scales, self.windows = list(scales), [(int(depth), int(width)) for depth, width in windows]
         self.shrink, self.smoothing, self.lines, self.level = shrink, smoothing, lines, level
         self.fitted_families = [family for family in families if family != "lines"]
         for family in self.fitted_families:
             self.register_buffer(f"mean_{family}", torch.empty(0, dtype=torch.float64))
             self.register_buffer(f"precision_{family}", torch.empty(0, dtype=torch.float64))
         self.levels = nn.ModuleDict({family: BorderStatistics(cuts) for family in families})
-        self.peaks = BorderStatistics(cuts, prior=10.0) if level == "peak" else None
+        self.peaks = nn.ModuleDict({family: BorderStatistics(cuts, prior=10.0) for family in families if level == "peak"})
 
     def on_train_start(self) -> None:
         """Fit everything: one pass for the Gaussians, one for the levels of all families in each place, and one for the peaks."""
         if self.fitted_families:
             self._fit_gaussians()
-        levels = [cast(BorderStatistics, self.levels[family]) for family in self.families]
-        maps = (([self._distances(f, light, valid) for f in self.families], normal) for light, valid, normal in self._normal_parts())
-        fit_together(levels, maps)
-        if self.peaks is not None:
-            joint = ((self._joint(light, valid), normal) for light, valid, normal in self._normal_parts())
-            self.peaks.fit((score, peaks_of_places(score, normal, self.cuts)) for score, normal in joint)
+        maps = ([(self._distances(f, light, valid), normal) for f in self.families] for light, valid, normal in self._normal_parts())
+        fit_together(self._of_places(self.levels), maps)
+        if self.level == "peak":
+            fit_together(self._of_places(self.peaks), map(self._peaks, self._normal_parts()))
 
     def score(self, image: Tensor) -> Tensor:
         """Score (B, C, H, W); see the base class."""
         if not cast(BorderStatistics, self.levels[self.families[0]]).mean.numel():
             raise NotFittedError("Expected a fitted PositionGaussian, but it holds no statistics. Call `trainer.fit` first.")
         small, valid = self._small(image)
-        score = self._joint(small, valid)
-        score = score if self.peaks is None else cast(Tensor, self.peaks(score, valid))
+        score = torch.stack([self._standardised(family, small, valid) for family in self.families]).mean(0)
         data = finite_pixels(image)
         if self.shrink > 1:
             return score_maps(score, valid, data, (self.shrink * score.shape[-2], self.shrink * score.shape[-1]), 0.0)
@@ -143,9 +152,9 @@ class PositionGaussian(AnomalySegmenter):
 
     def _features(self, family: str, light: Tensor, valid: Tensor) -> Tensor:
         if family == "derivatives":
-            return directional_derivatives(light)
+            return directional_derivatives(light, self.scales)
         if family == "contrasts":
-            return window_contrasts(torch.cat([light, log_energies(light, smoothing=1.0)], 1), valid)
+            return window_contrasts(log_energies(light, smoothing=2.0, order=1), valid, self.windows)
         energies = log_energies(light)
         return torch.where(valid[:, None], energies - image_median(energies, valid), 0.0)
 
@@ -159,9 +168,22 @@ class PositionGaussian(AnomalySegmenter):
         scored = torch.where(valid, (distance + _FLOOR).log(), torch.nan)
         return (gaussian_filter(scored[:, None], self.smoothing)[:, 0] if self.smoothing else scored).nan_to_num(0.0)
 
-    def _joint(self, light: Tensor, valid: Tensor) -> Tensor:
-        """Average the standardised scores of the families: (B, h, w), 0 where there is no data."""
-        return torch.stack([self.levels[family](self._distances(family, light, valid), valid) for family in self.families]).mean(0)
+    def _of_level(self, family: str, light: Tensor, valid: Tensor) -> Tensor:
+        """Standardise the distances of a family over the pixels of each place: (B, h, w), 0 where there is no data."""
+        return cast(Tensor, self.levels[family](self._distances(family, light, valid), valid))
+
+    def _standardised(self, family: str, light: Tensor, valid: Tensor) -> Tensor:
+        """Standardise them over the peaks of each place, too, where that is asked for."""
+        score = self._of_level(family, light, valid)
+        return score if self.level == "mean" else cast(Tensor, self.peaks[family](score, valid))
+
+    def _peaks(self, part: tuple[Tensor, Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        light, valid, normal = part
+        scores = (self._of_level(family, light, valid) for family in self.families)
+        return [(score, peaks_of_places(score, normal, self.cuts)) for score in scores]
+
+    def _of_places(self, held: nn.ModuleDict) -> list[BorderStatistics]:
+        return [cast(BorderStatistics, held[family]) for family in self.families]
 
     def _normal_parts(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Serve light, data and normal pixels of the training data."""

@@ -69,7 +69,7 @@ class BorderStatistics(nn.Module):
             maps: (B, H, W) scores and (B, H, W) bool, True where a pixel is normal and has data; of `peaks_of_places`, for the level of
                 an image's highest normal pixel instead of that of all.
         """
-        fit_together([self], (([score], valid) for score, valid in maps))
+        fit_together([self], ([one] for one in maps))
 
     def moments(self, score: Tensor, valid: Tensor) -> BinnedMoments:
         """Gather the moments of every place from (B, H, W) scores; see `fit`."""
@@ -101,17 +101,17 @@ class BorderStatistics(nn.Module):
         return torch.where(valid, (score - self.mean[bins]) / self.deviation[bins], 0.0)
 
 
-def fit_together(places: Sequence[BorderStatistics], maps: Iterable[tuple[Sequence[Tensor], Tensor]]) -> None:
+def fit_together(places: Sequence[BorderStatistics], maps: Iterable[Sequence[tuple[Tensor, Tensor]]]) -> None:
     """Fit the statistics of several scores in one pass over images, on all ranks.
 
     Args:
         places: one for each score.
-        maps: the scores, (B, H, W) each, and which pixels count, (B, H, W) bool; see `BorderStatistics.fit`.
+        maps: for each batch, every score and which of its pixels count, (B, H, W) and (B, H, W) bool; see `BorderStatistics.fit`.
 
     Raises:
         ValueError: no pixel is normal.
     """
-    totals = gathered_moments([place.moments(score, valid) for place, score in zip(places, scores, strict=True)] for scores, valid in maps)
+    totals = gathered_moments([place.moments(*one) for place, one in zip(places, scores, strict=True)] for scores in maps)
     for place, total in zip(places, totals, strict=True):
         place.take(total)
 

@@ -56,8 +56,10 @@ def library(encoder: Any, border: float = 0.0, **options: Any) -> FeatureLibrary
 ARMS: dict[str, tuple[Callable[[], AnomalySegmenter], str]] = {  # how it is made, and what it trains on
     "gaussian, one place": (lambda: PositionGaussian(cuts=()), "whole"),
     "gaussian": (lambda: PositionGaussian(), "whole"),
-    "derivatives alone": (lambda: PositionGaussian(families=["derivatives"]), "whole"),
-    "derivatives, one place": (lambda: PositionGaussian(families=["derivatives"], cuts=(), smoothing=1.0), "whole"),
+    "gaussian, mean": (lambda: PositionGaussian(level="mean"), "whole"),
+    "gaussian, wide": (lambda: PositionGaussian(level="mean", windows=((7, 15), (13, 31)), smoothing=6.0), "whole"),
+    "derivatives alone": (lambda: PositionGaussian(families=["derivatives"], scales=(1, 2, 4)), "whole"),
+    "derivatives, one place": (lambda: PositionGaussian(families=["derivatives"], cuts=(), scales=(1, 2, 4), smoothing=1.0), "whole"),
     "lines, one place": (lambda: PositionGaussian(families=["lines"], cuts=()), "whole"),
     "dark lines, one place": (lambda: PositionGaussian(families=["lines"], cuts=(), lines="dark"), "whole"),
     "all families": (lambda: PositionGaussian(families=["derivatives", "contrasts", "energies", "lines"]), "whole"),

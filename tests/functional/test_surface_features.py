@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from anomseg.functional.surface_features import (
+    check_windows,
     directional_derivatives,
     image_median,
     line_responses,
@@ -64,6 +65,11 @@ def test_energies__rise_where_the_texture_is_rough():
     assert (found[:, :, 44:].mean((1, 2)) - found[:, :, :20].mean((1, 2)) > 2).all()
 
 
+def test_energies__of_the_first_order_are_the_first_of_all():
+    light = torch.rand(2, 3, 12, 14)
+    torch.testing.assert_close(log_energies(light, order=1), log_energies(light)[:, :6])
+
+
 def test_contrasts__equal_plain_means_of_both_sides(image):
     valid = torch.ones(2, 40, 33, dtype=torch.bool)
     found = window_contrasts(image, valid, ((3, 5),))
@@ -84,6 +90,9 @@ def test_contrasts__of_a_constant_are_zero_up_to_the_border_and_beside_holes(ima
 def test_contrasts__reject_even_windows(image):
     with pytest.raises(ValueError, match="odd width"):
         window_contrasts(image, torch.ones(2, 40, 33, dtype=torch.bool), ((3, 4),))
+    for windows in ((), ((0, 3),), ((3, 5, 7),)):
+        with pytest.raises(ValueError, match="Expected windows"):
+            check_windows(windows)
 
 
 def test_image_median__is_that_of_the_pixels_with_data():

@@ -49,7 +49,7 @@ def test_position_gaussian__finds_scratches_that_a_rim_hides_from_one_gaussian(t
     test = loader([part(100 + s, defect=s % 2 == 0) for s in range(16)])
     figures = {}
     for cuts in ((), (2, 4, 8)):
-        method, loop = fitted(tmp_path, families=["derivatives"], cuts=cuts, smoothing=0.5, level="mean")
+        method, loop = fitted(tmp_path, families=["derivatives"], cuts=cuts, scales=(1, 2, 4), smoothing=0.5, level="mean")
         figures[cuts] = loop.test(method, test, verbose=False)[0]["test_auroc"]
     assert figures[2, 4, 8] > 0.95
     assert figures[()] < 0.7
@@ -85,8 +85,22 @@ def test_position_gaussian__brings_normal_peaks_of_all_places_to_zero_on_demand(
     assert means["mean"] > 1.5
 
 
+def test_position_gaussian__averages_families_that_are_each_brought_to_their_own_peaks(tmp_path):
+    image = part(7, defect=True)["image"][None]
+    families = ["derivatives", "contrasts", "lines"]
+    joint = fitted(tmp_path, families=families, cuts=(4,))[0].score(image)
+    alone = [fitted(tmp_path, families=[family], cuts=(4,))[0].score(image) for family in families]
+    torch.testing.assert_close(joint, torch.stack(alone).mean(0))
+
+
+def test_position_gaussian__takes_the_scales_and_windows_that_are_asked_for(tmp_path):
+    method, _ = fitted(tmp_path, families=["derivatives", "contrasts"], cuts=(), scales=(1, 2), windows=[[3, 5], [5, 9]])
+    assert method.mean_derivatives.shape == (1, 10)
+    assert method.mean_contrasts.shape == (1, 8)
+
+
 def test_position_gaussian__reloads_to_the_same_map(tmp_path):
-    method, loop = fitted(tmp_path, cuts=(3,), shrink=2)
+    method, loop = fitted(tmp_path, cuts=(3,), shrink=2, scales=(1.0,), windows=((5, 9),))
     loop.save_checkpoint(tmp_path / "gaussian.ckpt")
     image = part(7, defect=True, size=(45, 39))["image"][None]
     assert method(image).shape == (1, 45, 39)
@@ -114,7 +128,7 @@ def test_position_gaussian__is_the_enlarged_score_of_shrunk_images_without_holes
 
 @pytest.mark.parametrize("shrink", [2, 4])
 def test_position_gaussian__finds_a_defect_beside_missing_pixels(tmp_path, shrink):
-    method, _ = fitted(tmp_path, families=["derivatives"], cuts=(3,), shrink=shrink, smoothing=0.5)
+    method, _ = fitted(tmp_path, families=["derivatives"], cuts=(3,), scales=(1, 2, 4), shrink=shrink, smoothing=0.5)
     image = part(7)["image"][None]
     image[..., 20:28, 17:20] -= 0.3
     holed = image.clone()
@@ -174,6 +188,10 @@ def test_position_gaussian__is_not_used_before_it_is_fitted():
         {"smoothing": 0.2},
         {"lines": "grey"},
         {"level": "median"},
+        {"scales": ()},
+        {"scales": (0.2,)},
+        {"windows": ()},
+        {"windows": ((7, 14),)},
     ],
 )
 def test_position_gaussian__refuses_arguments_outside_their_range(wrong):

@@ -92,7 +92,7 @@ def test_fit_together__equals_fitting_one_by_one():
     alone, together = [[BorderStatistics((2, 5)) for _ in range(2)] for _ in range(2)]
     alone[0].fit([(score, valid)])
     alone[1].fit([(other, valid)])
-    fit_together(together, [([score[:2], other[:2]], valid[:2]), ([score[2:], other[2:]], valid[2:])])
+    fit_together(together, [[(score[half], valid[half]), (other[half], valid[half])] for half in (slice(2), slice(2, None))])
     for one, two in zip(alone, together, strict=True):
         torch.testing.assert_close(one.mean, two.mean)
         torch.testing.assert_close(one.deviation, two.deviation)
