@@ -57,11 +57,11 @@ def energy_hinge(energy: Tensor, mask: Tensor, inlier_margin: float = -12.0, out
     if energy.shape != mask.shape or outlier_margin < inlier_margin:
         came = f"{tuple(energy.shape)}, {tuple(mask.shape)}, {inlier_margin} and {outlier_margin}"
         raise ValueError(f"Expected energy and mask of one shape and inlier_margin <= outlier_margin, but got {came}.")
-    inside = _mean((energy - inlier_margin).clamp_min(0.0).square(), mask == NORMAL)
+    inside = mean_over((energy - inlier_margin).clamp_min(0.0).square(), mask == NORMAL)
     outside = mask == ANOMALY
     if not bool(outside.any()):
         return inside
-    return 0.5 * (inside + _mean((outlier_margin - energy).clamp_min(0.0).square(), outside))
+    return 0.5 * (inside + mean_over((outlier_margin - energy).clamp_min(0.0).square(), outside))
 
 
 def energy_sparsity(energy: Tensor, mask: Tensor) -> Tensor:
@@ -83,6 +83,6 @@ def energy_smoothness(energy: Tensor) -> Tensor:
     return 0.5 * (down + right) / max(1, energy.numel())
 
 
-def _mean(values: Tensor, chosen: Tensor) -> Tensor:
-    """Average over the chosen pixels; 0 with a gradient of 0 where there are none."""
+def mean_over(values: Tensor, chosen: Tensor) -> Tensor:
+    """Average values over the chosen pixels, bool of the same shape: (); 0 with a gradient of 0 where there are none."""
     return torch.where(chosen, values, 0.0).sum() / chosen.sum().clamp_min(1)

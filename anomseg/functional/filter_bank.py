@@ -30,11 +30,6 @@ def filter_bank_channels(bands: int, scales: int) -> int:
     return bands + scales * (2 * bands + 3)
 
 
-def filter_bank_halo(sigmas: Sequence[float]) -> int:
-    """Find how many pixels around a tile `filter_bank` reads; a tile cut with this margin scores as it does in its scene."""
-    return max(_radius(sigma) for sigma in sigmas)
-
-
 @torch.no_grad()
 def filter_bank(image: Tensor, sigmas: Sequence[float] = (1.0, 4.0, 16.0), log_floor: float = 0.0) -> Tensor:
     """Describe every pixel by the colour and the texture around it.
@@ -139,12 +134,16 @@ def _along_columns(image: Tensor, kernel: Tensor) -> Tensor:
 
 
 def _local_moments(centred: Tensor, weight: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-    """Compute the weighted mean and standard deviation around every pixel, (B, C, H, W) each."""
-    g = _kernels(sigma, centred)[0]
-    mass = _separable(weight, g, g).clamp_min(torch.finfo(centred.dtype).tiny)
-    mean = _separable(centred, g, g) / mass
-    power = _separable(centred.square(), g, g) / mass
-    return mean, (power - mean.square()).clamp_min(0.0).sqrt()
+    """Compute the weighted mean and standard deviation around every pixel, (B, C, H, W) each.
+
+    In float64: beside a bright part of an image, the mean square and the squared mean of a dark one are far larger than their difference.
+    """
+    wide = centred.double()
+    g = _kernels(sigma, wide)[0]
+    mass = _separable(weight.double(), g, g).clamp_min(torch.finfo(centred.dtype).tiny)
+    mean = _separable(wide, g, g) / mass
+    power = _separable(wide.square(), g, g) / mass
+    return mean.to(centred), (power - mean.square()).clamp_min(0.0).sqrt().to(centred)
 
 
 def gaussian_jet(image: Tensor, weight: Tensor, sigma: float) -> Tensor:

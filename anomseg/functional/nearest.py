@@ -151,6 +151,11 @@ def _by_differences(x: Tensor, library: Tensor, k: int) -> Neighbours:
 
 def _rounding(x: Tensor) -> float:
     """Give the rounding of products of matrices, which a lower precision than the format's may have been allowed for."""
+    exact, tf32, bf16 = torch.finfo(x.dtype).eps, 2.0**-10, 2.0**-7
     if x.dtype == torch.float64:
-        return torch.finfo(x.dtype).eps
-    return {"highest": torch.finfo(x.dtype).eps, "high": 2.0**-10, "medium": 2.0**-7}[torch.get_float32_matmul_precision()]
+        return exact
+    try:
+        return {"highest": exact, "high": tf32, "medium": bf16}[torch.get_float32_matmul_precision()]
+    except RuntimeError:  # the precision was set by `fp32_precision` of one backend, which this question does not know
+        products = getattr(torch.backends.cuda if x.is_cuda else torch.backends.mkldnn, "matmul", None)
+        return {"none": exact, "ieee": exact, "tf32": tf32}.get(getattr(products, "fp32_precision", ""), bf16)

@@ -75,17 +75,24 @@ def dice_loss(logits: Tensor, mask: Tensor, per_image: bool = False, smooth: flo
 def lovasz_gradient(truth: Tensor) -> Tensor:
     """Differentiate the Lovász extension of the Jaccard loss, at errors in descending order.
 
+    With I true pixels that are still right and U pixels in the union, both after k pixels are wrong, the loss 1 - I / U has grown by 1 / U
+    at a true pixel and by I / (U (U - 1)) at another one: counts, and no differences of numbers near 1, which would cancel in millions of
+    pixels.
+
     Args:
         truth: (P,) of 0 and 1, floating, in the order of descending errors.
 
     Returns:
         (P,) J_k - J_{k-1}, J_k the Jaccard loss when the first k pixels are wrong; >= 0, the sum is J_P = 1 where a pixel is true.
     """
-    wrong_positives = truth.cumsum(0)
-    wrong_negatives = (1 - truth).cumsum(0)
-    total = truth.sum()
-    jaccard = 1 - (total - wrong_positives) / (total + wrong_negatives)
-    return torch.diff(jaccard, prepend=jaccard.new_zeros(1))
+    true = truth > 0.5
+    total = true.sum()
+    right = (total - true.cumsum(0)).to(truth.dtype)
+    union = total + (~true).cumsum(0)
+    before = (union - 1).clamp_min(1).to(truth.dtype)
+    first = (union == 1) & ~true  # the first wrong pixel where none is true takes the loss from 0 to 1
+    step = torch.where(true, 1.0, right / before) / union.to(truth.dtype)
+    return torch.where(first, 1.0, step)
 
 
 def lovasz_hinge(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ def label_regions(marked: Tensor) -> tuple[Tensor, int]:
     """
     from scipy.ndimage import label
 
-    numbers, count = label(marked.cpu().numpy(), structure=torch.ones(3, 3).numpy())
+    numbers, count = label(marked.cpu().numpy(), structure=np.ones((3, 3)))
     return torch.from_numpy(numbers).long(), int(count)
 
 
@@ -40,4 +41,4 @@ def region_weights(mask: Tensor) -> Tensor:
             continue
         regions = label_regions(sample)[0][sample]
         weights.append(((2.0**40 / torch.bincount(regions).double()).round() / 2.0**40).float()[regions])
-    return torch.cat(weights).to(mask.device) if weights else torch.empty(0, device=mask.device)
+    return torch.cat(weights).to(mask.device) if weights else torch.empty(0, dtype=torch.float32, device=mask.device)

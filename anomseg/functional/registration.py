@@ -19,7 +19,7 @@ def global_shift(before: Tensor, after: Tensor, max_shift: int) -> tuple[Shift, 
 
     For a shift s the correlation runs over the pixels x with data in both images: of ``before(x - s)`` and ``after(x)``, each less its
     mean over these pixels, summed over the bands. It is unchanged by gain and offset between the dates. All shifts come from six
-    correlations by FFT; pixels without data enter none of them.
+    correlations by FFT, band by band; pixels without data enter none of them.
 
     Args:
         before: (C, H, W), NaN where there is no data.
@@ -41,23 +41,30 @@ def global_shift(before: Tensor, after: Tensor, max_shift: int) -> tuple[Shift, 
         )
     if not 0 <= max_shift < min(before.shape[-2:]):
         raise ValueError(f"Expected max_shift of 0 to {min(before.shape[-2:]) - 1} pixels, but got {max_shift}.")
-    fixed, fixed_here = _centred(after)
-    moved, moved_here = _centred(before)
+    fixed_here, moved_here = torch.isfinite(after).all(dim=0), torch.isfinite(before).all(dim=0)
     size = tuple(_fast_length(length + max_shift) for length in before.shape[-2:])
-    # Each stack: the image, its square and where it has data, so that the six sums are products of two spectra each.
-    first, second = (
-        torch.fft.rfft2(torch.stack([image, image.square(), here.expand_as(image)]), s=size)
-        for image, here in ((moved, moved_here), (fixed, fixed_here))
-    )
-    left, right = torch.tensor([0, 0, 2, 1, 2, 2]), torch.tensor([0, 2, 0, 2, 1, 2])
-    spectra = (first.conj()[left] * second[right]).transpose(0, 1)
-    sums = torch.fft.irfft2(spectra, s=size)[..., _offsets(max_shift, size[0])[:, None], _offsets(max_shift, size[1])]
-    product, moved_sum, fixed_sum, moved_square, fixed_square, count = sums.double().unbind(1)
-    count = count.clamp_min(1.0)
-    covariance = (product - moved_sum * fixed_sum / count).sum(0)
-    spread = ((moved_square - moved_sum**2 / count).sum(0) * (fixed_square - fixed_sum**2 / count).sum(0)).clamp_min(0.0).sqrt()
-    floor = 1e-4 * float((moved_here * fixed_here).sum()) * len(before)  # images have a standard deviation of 1
-    enough = (count[0] >= _LEAST_SHARE * fixed_here.numel()) & (spread > floor)
+    rows, columns = _offsets(max_shift, size[0])[:, None], _offsets(max_shift, size[1])
+
+    def sums(first: Tensor, second: Tensor) -> Tensor:
+        """Sum the products of two spectra's images over the overlap, for each shift."""
+        found: Tensor = torch.fft.irfft2(first.conj() * second, s=size)
+        return found[rows, columns].double()
+
+    moved_data, fixed_data = (torch.fft.rfft2(here.float(), s=size) for here in (moved_here, fixed_here))
+    count = sums(moved_data, fixed_data).clamp_min(1.0)
+    covariance, moved_spread, fixed_spread = (torch.zeros_like(count) for _ in range(3))
+    for moved_band, fixed_band in zip(before, after, strict=True):  # cost: nine transforms; one band at a time bounds the memory
+        moved, fixed = _centred(moved_band, moved_here), _centred(fixed_band, fixed_here)
+        moved_image, moved_square, fixed_image, fixed_square = (
+            torch.fft.rfft2(one, s=size) for one in (moved, moved.square(), fixed, fixed.square())
+        )
+        moved_sum, fixed_sum = sums(moved_image, fixed_data), sums(moved_data, fixed_image)
+        covariance += sums(moved_image, fixed_image) - moved_sum * fixed_sum / count
+        moved_spread += sums(moved_square, fixed_data) - moved_sum**2 / count
+        fixed_spread += sums(moved_data, fixed_square) - fixed_sum**2 / count
+    spread = (moved_spread * fixed_spread).clamp_min(0.0).sqrt()
+    floor = 1e-4 * int((moved_here & fixed_here).sum()) * len(before)  # images have a standard deviation of 1
+    enough = (count >= _LEAST_SHARE * fixed_here.numel()) & (spread > floor)
     correlation = torch.where(enough, covariance / spread.clamp_min(1e-12), -2.0)
     best, stay = int(correlation.argmax()), float(correlation[max_shift, max_shift])
     if float(correlation.max()) <= stay + _LEAST_GAIN:
@@ -90,15 +97,13 @@ def shifted(image: Tensor, shift: Shift, border: Literal["edge", "nodata"] = "ed
     return functional.pad(part[None], pads, mode="replicate")[0]
 
 
-def _centred(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale each band to mean 0 and deviation 1 over its data, and put 0 where there is none."""
-    here = torch.isfinite(image).all(dim=0)
+def _centred(band: Tensor, here: Tensor) -> Tensor:
+    """Scale a band (H, W) to mean 0 and deviation 1 over its data, and put 0 where there is none."""
     count = here.sum().clamp_min(1)
-    filled = torch.where(here, image, 0.0).float()
-    offset = filled.sum((-2, -1), keepdim=True) / count
-    centred = torch.where(here, filled - offset, 0.0)
-    scale = (centred.square().sum((-2, -1), keepdim=True) / count).sqrt()
-    return torch.where(scale > 0, centred / scale.clamp_min(1e-30), 0.0), here.float()
+    filled = torch.where(here, band, 0.0).float()
+    centred = torch.where(here, filled - filled.sum() / count, 0.0)
+    scale = (centred.square().sum() / count).sqrt()
+    return torch.where(scale > 0, centred / scale.clamp_min(1e-30), 0.0)
 
 
 def _offsets(max_shift: int, length: int) -> Tensor:

@@ -189,7 +189,7 @@ def global_rx(image: Tensor, valid: Tensor | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def local_rx(image: Tensor, inner: int = 5, outer: int = 21, ridge: float = 0.0, valid: Tensor | None = None) -> Tensor:
+def local_rx(image: Tensor, inner: int = 9, outer: int = 25, ridge: float = 0.0, valid: Tensor | None = None) -> Tensor:
     """Score every pixel against its surroundings: the outer window around it without the inner one.
 
     Near the border both windows are shifted to lie within the image, as ``spectral.rx`` does. A window

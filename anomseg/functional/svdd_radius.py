@@ -1,7 +1,7 @@
 """The radius of the sphere around normal descriptors, read from the distances of an epoch.
 
 The radius takes no gradient. While an epoch runs, either the largest distance of each image is stored (`largest_distances`) or all
-distances are counted in bounded memory (`valid_distances` into `score_pages`); a rule reads them when it ends:
+distances are counted in bounded memory (`image_distances` into `score_pages`); a rule reads them when it ends:
 
     mean_radius       R = mean_m √(max d)
     quantile_radius   R = quantile over images m of √(max d), which single odd images do not move
@@ -20,25 +20,6 @@ from torch import Tensor
 from anomseg.functional.score_curves import normal_quantile
 from anomseg.functional.score_histogram import ScoreCounts
 from anomseg.functional.svdd import image_distances, linear_quantile
-
-
-@torch.no_grad()
-def valid_distances(descriptors: Tensor, centre: Tensor, valid: Tensor) -> Tensor:
-    """Gather the squared distances of the valid pixels, to be counted by `score_histogram` or folded by `score_pages`.
-
-    Args:
-        descriptors: (B, D, H, W).
-        centre: (D,).
-        valid: (B, H, W) bool.
-
-    Returns:
-        (N,) float32 of all images, >= 0; empty where nothing is valid.
-
-    Raises:
-        ValueError: a shape is not as above.
-    """
-    found = image_distances(descriptors, centre, valid)
-    return torch.cat(found).float() if found else descriptors.new_empty(0, dtype=torch.float32)
 
 
 @torch.no_grad()
@@ -98,7 +79,7 @@ def boundary_radius(counts: ScoreCounts, nu: float = 0.1) -> Tensor:
     """Let a share ν of the counted pixels lie outside: R is the smallest distance with at least a share 1 − ν at or below it.
 
     Args:
-        counts: counted **squared** distances of normal pixels (`valid_distances`), any number of them in bounded memory.
+        counts: counted **squared** distances of normal pixels (`image_distances`), any number of them in bounded memory.
         nu: ν in (0, 1].
 
     Returns:

@@ -98,7 +98,7 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     if not (down or right):
         return image
     mode = "reflect" if down < height and right < width else "replicate"
-    flat = functional.pad(image.flatten(1, -3), (0, right, 0, down), mode=mode)
+    flat = functional.pad(image[None] if image.ndim == 3 else image.flatten(1, -3), (0, right, 0, down), mode=mode)
     return flat.reshape(*image.shape[:-2], *flat.shape[-2:])
 
 

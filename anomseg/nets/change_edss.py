@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from anomseg.functional.edges import FirstOrder, SecondOrder, gradient_magnitude, second_order
-from anomseg.nets.convolution import Bottleneck, MapNorm
+from anomseg.nets.convolution import Bottleneck, MapNorm, halves
 from anomseg.nets.vss import VSSBlock
 
 
@@ -80,7 +80,7 @@ class EDSSBranch(nn.Module):
         """Return (B, C, H, W) from both dates and their difference features, of that shape each."""
         if self.operators is None or self.attend is None:
             return cast(Tensor, self.scan(self.mix(difference)))
-        edges_a, edges_b = self.operators(torch.cat([a, b])).chunk(2)
+        edges_a, edges_b = halves(self.operators(torch.cat([a, b])))
         change = (edges_a - edges_b).abs()
         fused = self.mix(torch.cat([difference, change, edges_a + edges_b, edges_a * edges_b], 1))
         fused = fused + fused * torch.sigmoid(self.attend(change))

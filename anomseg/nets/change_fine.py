@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomseg.nets.change_siss import Dates
-from anomseg.nets.convolution import ConvPair, MapNorm
+from anomseg.nets.convolution import ConvPair, MapNorm, halves
 
 
 class FineStage(nn.Module):
@@ -27,8 +27,7 @@ class FineStage(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Dates:
         """Return both dates, (B, channels, H, W) each."""
-        a, b = self.body(torch.cat([a, b])).chunk(2)
-        return a, b
+        return halves(self.body(torch.cat([a, b])))
 
 
 class FineLevel(nn.Module):

@@ -59,7 +59,7 @@ class AttentionalFusion(nn.Module):
         if gate not in get_args(FusionGate):
             raise ValueError(f"Expected a gate of {get_args(FusionGate)}, but got {gate!r}. Take 'one_sided'.")
         self.gate = gate
-        hidden = max(channels // reduction, 1)
+        hidden = max(channels // reduction, 2)
         self.local = nn.Sequential(
             ConvUnit(channels, hidden, 1, norm), nn.Conv2d(hidden, channels, 1, bias=False), map_norm(norm, channels)
         )
@@ -87,7 +87,7 @@ class SkipUnit(nn.Module):
             raise ValueError(f"Expected skip of {get_args(SkipFusion)}, but got {skip!r}. Take 'cat'.")
         self.takes_dates = skip != "none" or not below
         incoming = (2 * channels if self.takes_dates else 0) + below
-        inner = max(channels // 2, 1)
+        inner = max(channels // 2, 2)
         self.weigh = SqueezeExcitation(incoming) if skip == "se" else nn.Identity()
         self.mix = nn.Sequential(ConvUnit(incoming, inner, 1, norm), ConvUnit(inner, channels, 3, norm))
 

@@ -29,7 +29,7 @@ class LevelHead(nn.Sequential):
     """Give the logits of one decoder level at its own resolution, for supervision in training."""
 
     def __init__(self, channels: int, norm: MapNorm = "batch") -> None:
-        inner = max(channels // 2, 1)
+        inner = max(channels // 2, 2)
         super().__init__(ConvUnit(channels, inner, 3, norm), nn.Conv2d(inner, 1, 1))
 
 
@@ -44,7 +44,7 @@ class UpsamplingHead(nn.Module):
 
     def __init__(self, channels: int, stride: int, norm: MapNorm = "batch") -> None:
         super().__init__()
-        inner = max(channels // 2, 1)
+        inner = max(channels // 2, 2)
         count = stride.bit_length() - 1
         self.steps = nn.ModuleList(ConvUnit(channels if i == 0 else inner, inner, 3, norm) for i in range(count))
         self.last = nn.Conv2d(inner if count else channels, 1, 1)

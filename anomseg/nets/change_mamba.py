@@ -17,7 +17,7 @@ from anomseg.nets.change_fusion import AttentionalFusion, FusionGate, SkipFusion
 from anomseg.nets.change_heads import ChangeOutput, DetailHead, LevelHead, ShuffleHead, UpsamplingHead, set_biases
 from anomseg.nets.change_siss import Arrangement, Dates, DifferenceBlock, SISSBlock
 from anomseg.nets.change_stem import PairStem, StemKind
-from anomseg.nets.convolution import Bottleneck, MapNorm, ResidualUnit, SqueezeExcitation, map_norm
+from anomseg.nets.convolution import Bottleneck, MapNorm, ResidualUnit, SqueezeExcitation, halves, map_norm
 from anomseg.nets.vss import ChannelScan, VSSBlock
 
 EncoderKind = Literal["full", "shared_vss", "separate_vss", "shared_cnn"]
@@ -128,8 +128,7 @@ class _ApartStage(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Dates:
         if len(self.stacks) == 2:
             return self.stacks[0](a), self.stacks[1](b)
-        a, b = self.stacks[0](torch.cat([a, b])).chunk(2)
-        return a, b
+        return halves(self.stacks[0](torch.cat([a, b])))
 
 
 class _JointStage(nn.Module):
@@ -242,11 +241,11 @@ class ChangeMambaUNet(nn.Module):
         details: list[Dates] = []
         for fine, narrow in zip(self.fine, self.narrow, strict=True):
             details.append(fine(a, b))
-            a, b = narrow(torch.cat(details[-1])).chunk(2)
+            a, b = halves(narrow(torch.cat(details[-1])))
         skips: list[Dates] = []
         for index, stage in enumerate(self.stages):
             if index:
-                a, b = self.down[index - 1](torch.cat([a, b])).chunk(2)
+                a, b = halves(self.down[index - 1](torch.cat([a, b])))
             a, b = stage(a, b)
             skips.append((a, b))
         x: Tensor | None = None

@@ -17,7 +17,7 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from anomseg.nets.convolution import Bottleneck, ConvUnit, MapNorm, map_norm
+from anomseg.nets.convolution import Bottleneck, ConvUnit, MapNorm, halves, map_norm
 from anomseg.nets.vss import Mlp, SelectiveScan2D
 
 Arrangement = Literal["split", "interleave", "cat"]
@@ -31,13 +31,7 @@ def interleave(a: Tensor, b: Tensor) -> Tensor:
 
 def deinterleave(joined: Tensor) -> Dates:
     """Undo `interleave`."""
-    a, b = joined.view(*joined.shape[:-1], -1, 2).unbind(-1)
-    return a, b
-
-
-def split_halves(joined: Tensor) -> Dates:
-    """Undo `torch.cat([a, b], -1)` of two maps of one width."""
-    a, b = joined.chunk(2, dim=-1)
+    a, b = joined.view(*joined.shape[:-1], joined.shape[-1] // 2, 2).unbind(-1)
     return a, b
 
 
@@ -86,21 +80,20 @@ class SISSBlock(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Dates:
         """Return both dates, (B, C, H, W) each."""
-        normed_a, normed_b = self.norm(torch.cat([a, b])).chunk(2)
+        normed_a, normed_b = halves(self.norm(torch.cat([a, b])))
         pairs = [self._seen(index, normed_a, normed_b) for index in range(len(self.arrangements))]
         maps = [one for kind, pair in zip(self.arrangements, pairs, strict=True) for one in (pair[:1] if kind == "cat" else pair)]
         merged = self.integrate(torch.cat(maps, 1))
         a = a + torch.stack([pair[0] for pair in pairs]).mean(0) + self.gain_a[:, None, None] * merged
         b = b + torch.stack([pair[1] for pair in pairs]).mean(0) + self.gain_b[:, None, None] * merged
         both = torch.cat([a, b])
-        a, b = (both + self.mlp(both)).chunk(2)
-        return a, b
+        return halves(both + self.mlp(both))
 
     def _seen(self, index: int, a: Tensor, b: Tensor) -> Dates:
         """Join two dates, scan them, and part them again."""
         kind, scan = self.arrangements[index], self.scans[index % len(self.scans)]
         if kind == "split":
-            return split_halves(scan(torch.cat([a, b], -1)))
+            return halves(scan(torch.cat([a, b], -1)), -1)
         if kind == "interleave":
             return deinterleave(scan(interleave(a, b)))
         assert self.join is not None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anomseg.nets.convolution import ConvUnit, MapNorm, map_norm
+from anomseg.nets.convolution import ConvUnit, MapNorm, halves, map_norm
 
 StemKind = Literal["convolution", "space_to_depth"]
 
@@ -30,7 +30,7 @@ class ConvolutionStem(nn.Module):
         super().__init__()
         if stride not in (2, 4):
             raise ValueError(f"Expected a stem stride of 2 or 4 with stem='convolution', but got {stride}. space_to_depth takes others.")
-        inner = max(channels // 2, 1)
+        inner = max(channels // 2, 2)
         bias = norm == "none"
         self.body = nn.Sequential(
             nn.Conv2d(bands, inner, 3, 2, 1, bias=bias),
@@ -105,6 +105,5 @@ class PairStem(nn.Module):
             apart = (after - before).abs()
             before, after = torch.cat([before, apart], 1), torch.cat([after, apart], 1)
         if len(self.stems) == 1:
-            a, b = self.stems[0](torch.cat([before, after])).chunk(2)
-            return a, b
+            return halves(self.stems[0](torch.cat([before, after])))
         return self.stems[0](before), self.stems[1](after)

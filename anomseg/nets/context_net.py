@@ -99,7 +99,7 @@ class ContextNet(nn.Module):
     Args:
         channels: channels of the input; see `lifted_channels`.
         width: channels inside.
-        norm: `none` keeps the size of a deviation visible; `instance` and `batch` rescale it.
+        norm: `none` keeps the size of a deviation visible; `instance` and `batch` rescale it, and `instance` needs more than one pixel.
         dropout: chance to drop a channel before the head, in [0, 1).
         depth_drop: chance to skip a residual block in training, in [0, 1).
     """

@@ -11,6 +11,12 @@ MapNorm = Literal["batch", "group", "layer", "none"]
 """`batch` needs several pixels to train on; `group` and `layer` treat each image alone, so that a batch of one is no different."""
 
 
+def halves(joined: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+    """Undo `torch.cat([a, b], dim)` of two tensors of one size; unlike `torch.chunk` it exports with a size that is not known yet."""
+    size = joined.shape[dim] // 2
+    return joined.narrow(dim, 0, size), joined.narrow(dim, size, size)
+
+
 class ChannelNorm(nn.Module):
     """Bring the channels of every pixel to mean 0 and deviation 1, then scale and shift them: a layer norm of (B, C, H, W)."""
 
@@ -29,7 +35,7 @@ def map_norm(kind: MapNorm, channels: int) -> nn.Module:
 
     Args:
         kind: see `MapNorm`; up to 8 groups of at least two channels, so that a map of one pixel has something to compare.
-        channels: C.
+        channels: C; with one alone, `group` needs a map of several pixels.
 
     Raises:
         ValueError: an unknown kind.
@@ -92,12 +98,12 @@ class Bottleneck(nn.Sequential):
 
     Args:
         incoming: channels of the input.
-        outgoing: channels of the output; half as many lie between.
+        outgoing: channels of the output; half as many lie between, at least 2.
         norm: see `MapNorm`.
     """
 
     def __init__(self, incoming: int, outgoing: int, norm: MapNorm = "batch") -> None:
-        inner = max(outgoing // 2, 1)
+        inner = max(outgoing // 2, 2)
         super().__init__(ConvUnit(incoming, inner, 1, norm), ConvUnit(inner, outgoing, 3, norm))
 
 

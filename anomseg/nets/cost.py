@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from anomseg.functional.scan import use_scan_backend
 from anomseg.nets.evaluation_mode import evaluation_mode
 
 
@@ -33,12 +34,13 @@ def parameter_count(net: nn.Module) -> int:
 def cost(net: nn.Module, *inputs: Tensor) -> NetCost:
     """Run a network once in evaluation mode and count.
 
-    Convolutions, matrix products and selective scans are counted; norms, activations and sums are not, as is usual.
+    Convolutions, matrix products and selective scans are counted; norms, activations and sums are not, as is usual. Scans run by the
+    backend ``chunked``, whatever was asked for: a figure does not depend on which one is installed.
 
     Args:
         net: taken as it is; its mode is restored.
         inputs: what it is called with, such as two dates (1, C, 256, 256).
     """
-    with evaluation_mode(net), FlopCounterMode(display=False) as counter:
+    with evaluation_mode(net), use_scan_backend("chunked"), FlopCounterMode(display=False) as counter:
         net(*inputs)
     return NetCost(parameter_count(net), int(counter.get_total_flops()))

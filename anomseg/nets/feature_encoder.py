@@ -18,6 +18,7 @@ from anomseg.checkpoint_file import read_checkpoint
 from anomseg.config import locate, size_empty_buffers
 from anomseg.errors import CheckpointError, MissingDependencyError
 from anomseg.functional.filter_bank import filter_bank
+from anomseg.functional.seeded import seeded
 from anomseg.nets.autoencoder_features import RandomFeatures
 from anomseg.sample import fill_nodata, finite_pixels
 
@@ -173,8 +174,7 @@ def _pyramid(in_channels: int, spec: TimmFeatures) -> Any:
     except ImportError as error:
         raise MissingDependencyError("Expected the package timm for TimmFeatures, but it is missing: pip install timm.") from error
     levels = tuple(spec.levels)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed)
+    with seeded(spec.seed):
         try:
             return timm.create_model(spec.name, pretrained=spec.pretrained, features_only=True, in_chans=in_channels, out_indices=levels)
         except (AssertionError, IndexError) as error:

@@ -29,8 +29,10 @@ class MaskedBatchNorm(nn.BatchNorm2d):
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             rate = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked + 1)
             unbiased = variance.detach() * len(chosen) / (len(chosen) - 1)
-            self.running_mean = torch.lerp(self.running_mean, mean.detach(), rate)
-            self.running_var = torch.lerp(self.running_var, unbiased, rate)
+            self.running_mean = torch.lerp(self.running_mean, mean.detach().to(self.running_mean), rate)
+            self.running_var = torch.lerp(self.running_var, unbiased.to(self.running_var), rate)
             self.num_batches_tracked = self.num_batches_tracked + 1
         normed = (input - mean[:, None, None]) * (variance + self.eps).rsqrt()[:, None, None]
-        return normed if self.weight is None else normed * self.weight[:, None, None] + self.bias[:, None, None]
+        if self.weight is None:
+            return normed
+        return (normed * self.weight[:, None, None] + self.bias[:, None, None]).to(self.weight.dtype)  # for nets of true half precision

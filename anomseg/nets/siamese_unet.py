@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from anomseg.functional.windows import pad_to_multiple
 from anomseg.nets.change_heads import ChangeOutput, LevelHead, ShuffleHead, set_biases
-from anomseg.nets.convolution import ConvPair, MapNorm
+from anomseg.nets.convolution import ConvPair, MapNorm, halves
 
 DateFusion = Literal["concatenate", "difference", "both", "early"]
 
@@ -99,7 +99,7 @@ class SiameseConvUNet(nn.Module):
         return skips
 
     def _joined(self, x: Tensor) -> Tensor:
-        a, b = x.chunk(2)
+        a, b = halves(x)
         if self.spec.fusion == "concatenate":
             return torch.cat([a, b], 1)
         return (a - b).abs() if self.spec.fusion == "difference" else torch.cat([a, b, (a - b).abs()], 1)

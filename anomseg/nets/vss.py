@@ -1,7 +1,7 @@
 """Visual state space blocks: selective scans over the pixels of a map (spatial) and over its channels.
 
 Vectors that must not decay (A, D, biases of the step) are kept with one axis, so that an optimiser that decays only parameters with two
-or more axes leaves them alone. The scan runs in float32 under autocast.
+or more axes leaves them alone. The scan runs in float32, under autocast and in a network of half precision alike.
 
 Source: Liu et al., "VMamba: Visual State Space Model", NeurIPS 2024, arXiv 2401.10166; initial values of Gu and Dao, "Mamba", 2023,
 arXiv 2312.00752. The scan over channels is ours.
@@ -48,12 +48,12 @@ class StateSpace(nn.Module):
 
     def operands(self, tokens: Tensor) -> Tensor:
         """Project (B, D, L) to the K operands (B, K, R + 2N, L): low-rank steps, then B, then C."""
-        projected: Tensor = self.project(tokens)
-        return projected.view(len(tokens), self.directions, -1, tokens.shape[-1])
+        projected = F.conv1d(tokens, self.project.weight.to(tokens.dtype))
+        return projected.view(tokens.shape[0], self.directions, self.rank + 2 * self.state, tokens.shape[-1])
 
     def steps(self, low_rank: Tensor) -> Tensor:
         """Widen low-rank steps (B, K, R, L) to (B, K, D, L)."""
-        return torch.einsum("bkrl,kdr->bkdl", low_rank, self.step)
+        return torch.einsum("bkrl,kdr->bkdl", low_rank, self.step.to(low_rank.dtype))
 
 
 class SelectiveScan2D(nn.Module):
@@ -81,7 +81,7 @@ class SelectiveScan2D(nn.Module):
         u = F.silu(self.neighbours(self.expand(x)))
         with torch.autocast(x.device.type, enabled=False):
             y = self._scan(u.to(torch.promote_types(u.dtype, torch.float32)))
-        return cast(Tensor, self.reduce(self.norm(y).to(u.dtype)))
+        return cast(Tensor, self.reduce(self.norm(y.to(self.norm.norm.weight.dtype)).to(u.dtype)))
 
     def _scan(self, u: Tensor) -> Tensor:
         space, (height, width) = self.space, u.shape[-2:]
@@ -150,8 +150,9 @@ class ChannelScan(nn.Module):
         """Return x + x * gate, (B, C, H, W)."""
         with torch.autocast(x.device.type, enabled=False):
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            tokens = F.silu(self.enter(F.adaptive_avg_pool2d(wide, self.grid).flatten(2))).transpose(1, 2)
-            gate = torch.sigmoid(self.leave(self._scan(tokens).transpose(1, 2)))
+            means = F.adaptive_avg_pool2d(wide, self.grid).flatten(2).to(self.leave.weight.dtype)
+            tokens = F.silu(self.enter(means)).transpose(1, 2)
+            gate = torch.sigmoid(self.leave(self._scan(tokens.to(wide.dtype)).to(tokens.dtype).transpose(1, 2)))
         return x + x * gate.unsqueeze(-1).to(x.dtype)
 
     def _scan(self, tokens: Tensor) -> Tensor:

@@ -92,6 +92,8 @@ class _Pyramid(nn.Module):
 class WideResNet38(SegmentationSpec):
     """Describe the DeepLabV3+ over a WideResNet38.
 
+    It trains on batches of two images and more: the mean over an image, one number for each channel, passes a batch norm.
+
     Attributes:
         divisor: divides all inner channels, for small experiments; 1 is the published net of 137 million parameters.
         checkpoint: file of a published checkpoint; its weights are loaded before a first fit. None for fresh weights.

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from anomseg.functional.energy import energy_hinge, energy_smoothness, energy_sparsity, free_energy
+from anomseg.functional.energy import energy_hinge, energy_smoothness, energy_sparsity, free_energy, mean_over
 
 
 def drawn(shape=(2, 5, 6, 7), seed=0):
@@ -85,3 +85,12 @@ def test_energy_smoothness__of_a_constant_or_a_single_pixel_is_zero():
 def test_energy_terms__refuse_what_does_not_fit(call):
     with pytest.raises(ValueError, match="Expected"):
         call()
+
+
+def test_mean_over__takes_the_chosen_alone_and_is_0_with_a_gradient_of_0_without_any():
+    values = torch.tensor([1.0, 3.0, torch.nan], requires_grad=True)
+    assert float(mean_over(values, torch.tensor([True, True, False]))) == 2.0
+    nothing = mean_over(values, torch.zeros(3, dtype=torch.bool))
+    nothing.backward()
+    assert float(nothing) == 0.0
+    assert values.grad.tolist() == [0.0, 0.0, 0.0]

@@ -18,10 +18,11 @@ def scene(bands=4, size=(30, 24), seed=0, change=True):
 
 
 def literal(x, y, rounds):
-    """The generalised eigenproblem as it is written, with a loop over pixels' weights."""
+    """The generalised eigenproblem as it is written, with a loop over pixels' weights; what they shrink comes from a quadrature."""
+    chance = (np.arange(100_000) + 0.5) / 100_000
     a, b = (t.flatten(1).double().numpy() for t in (x, y))
     bands, weight = len(a), np.ones(a.shape[1])
-    for _ in range(rounds + 1):
+    for done in range(rounds + 1):
         covariance = np.cov(np.vstack([a, b]), aweights=weight, ddof=0)
         xx, xy, yy = covariance[:bands, :bands], covariance[:bands, bands:], covariance[bands:, bands:]
         values, left = linalg.eigh(xy @ linalg.solve(yy, xy.T), xx)
@@ -30,6 +31,8 @@ def literal(x, y, rounds):
         mean_a, mean_b = (np.average(t, axis=1, weights=weight)[:, None] for t in (a, b))
         mad = left.T @ (a - mean_a) - right.T @ (b - mean_b)
         z = (mad**2 / (2 * (1 - rho))[:, None]).sum(0)
+        if done:
+            z *= (stats.chi2.isf(chance, bands) * chance).mean() / chance.mean() / bands
         weight = stats.chi2.sf(z, bands)
     return z.reshape(x.shape[1:]), rho[::-1]
 
@@ -60,6 +63,28 @@ def test_irmad__without_change_is_chi_square_before_reweighting():
     x, y = scene(size=(80, 80), change=False)
     z = irmad(x, y, 0).distance.flatten().numpy()
     assert stats.kstest(z, stats.chi2(4).cdf).statistic < 0.02
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3, 4])
+def test_irmad__without_change_stays_chi_square_under_its_weights(bands):
+    x, y = scene(bands, size=(80, 80), change=False)
+    found = irmad(x, y)
+    assert found.rounds < 50
+    assert stats.kstest(found.distance.flatten().numpy(), stats.chi2(bands).cdf).statistic < 0.02
+
+
+@pytest.mark.parametrize(("bands", "side"), [(1, 64), (2, 64), (6, 32)])
+def test_irmad__does_not_collapse_to_a_few_pixels_of_a_small_tile(bands, side):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(bands, side, side, generator=g)
+    y = x + 0.3 * torch.randn(bands, side, side, generator=g)
+    y[:, 4:10, 4:10] = torch.randn(bands, 6, 6, generator=g)
+    unchanged = torch.ones(side, side, dtype=torch.bool)
+    unchanged[4:10, 4:10] = False
+    plain, found = irmad(x, y, rounds=0).distance, irmad(x, y).distance
+    assert found[unchanged].median() == pytest.approx(stats.chi2.median(bands), rel=0.25)
+    rank = [stats.mannwhitneyu(z[~unchanged], z[unchanged]).statistic for z in (found, plain)]
+    assert rank[0] > 0.999 * rank[1]
 
 
 def test_irmad__reweighting_brings_change_out():

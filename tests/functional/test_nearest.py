@@ -116,6 +116,20 @@ def test_nearest__is_exact_where_products_may_be_rounded_more():
     assert torch.equal(found.index, reference(queries, library, 2)[1])
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="PyTorch knows one precision for all backends")
+@pytest.mark.parametrize(("backend", "precision"), [("cuda", "tf32"), ("mkldnn", "tf32"), ("mkldnn", "bf16")])
+def test_nearest__is_exact_where_one_backend_may_round_more(backend, precision):
+    queries, library = vectors(60, 40), vectors(500, 40, 1)
+    product = getattr(torch.backends, backend).matmul
+    before = product.fp32_precision
+    try:
+        product.fp32_precision = precision
+        found = nearest(queries, library, 2)
+    finally:
+        product.fp32_precision = before
+    assert torch.equal(found.index, reference(queries, library, 2)[1])
+
+
 def test_nearest__of_no_queries_is_empty():
     found = nearest(torch.empty(0, 3), torch.ones(2, 3), 2)
     assert found.distance.shape == found.index.shape == (0, 2)

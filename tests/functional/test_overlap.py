@@ -69,6 +69,23 @@ def test_lovasz_gradient__sums_up_jaccard_losses_of_growing_sets():
     torch.testing.assert_close(lovasz_gradient(truth.float()).cumsum(0), torch.stack(expected))
 
 
+@pytest.mark.parametrize("truth", [[0, 0, 0], [1, 1], [0, 1], []])
+def test_lovasz_gradient__of_few_pixels_is_the_growth_of_the_loss(truth):
+    truth = torch.tensor(truth, dtype=torch.bool)
+    losses = [jaccard_loss(torch.arange(len(truth)) < k, truth) for k in range(1, len(truth) + 1)]
+    torch.testing.assert_close(lovasz_gradient(truth.float()).cumsum(0), torch.tensor(losses))
+
+
+def test_lovasz_gradient__of_a_million_pixels_does_not_cancel():
+    truth = torch.rand(1 << 20, generator=torch.Generator().manual_seed(0)) < 0.5
+    right = truth.sum() - truth.cumsum(0)
+    union = truth.sum() + (~truth).cumsum(0)
+    expected = torch.diff(1 - right.double() / union, prepend=torch.zeros(1, dtype=torch.float64))
+    found = lovasz_gradient(truth.float())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-15)
+
+
 def test_lovasz_hinge__is_the_convex_extension_of_the_jaccard_loss():
     # On the corners of the cube of errors an extension is the set function itself: errors 1 where wrong, 0 where right.
     truth = torch.tensor([1, 0, 1, 0, 0]).bool()

@@ -37,6 +37,15 @@ def test_region_weights__takes_bool_masks():
     assert region_weights(torch.tensor([[[True, True, False, True]]])).tolist() == [0.5, 0.5, 1.0]
 
 
+def test_region_weights__do_not_depend_on_the_default_type():
+    torch.set_default_dtype(torch.bfloat16)  # as half-precision training of Lightning does
+    try:
+        assert region_weights(torch.tensor([[[1, 1, 0, 1]]])).tolist() == [0.5, 0.5, 1.0]
+        assert region_weights(torch.tensor([[[0, 255]]])).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_label_regions__numbers_what_touches_at_a_corner_as_one():
     marked = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 1]]).bool()
     numbers, count = label_regions(marked)

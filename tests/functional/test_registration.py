@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from anomseg.functional.registration import global_shift, shifted
 
@@ -57,6 +58,22 @@ def test_global_shift__does_not_see_pixels_without_data():
 @pytest.mark.parametrize("flat", [torch.ones(1, 20, 20), torch.full((1, 20, 20), torch.nan)])
 def test_global_shift__leaves_images_where_nothing_can_be_told(flat):
     assert global_shift(flat, image(1, (20, 20)), 6)[0] == (0, 0)
+
+
+def test_global_shift__holds_no_array_larger_than_an_image():
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            largest = max(largest, out.numel()) if isinstance(out, torch.Tensor) else largest
+            return out
+
+    before, after = views((2, -3), bands=8)
+    with Watch():
+        assert global_shift(before, after, 4)[0] == (2, -3)
+    assert 0 < largest <= before.numel()
 
 
 def test_global_shift__says_what_is_wrong():

@@ -6,15 +6,19 @@ from torch import Tensor
 
 from anomseg.functional.score_histogram import count_scores
 from anomseg.functional.score_pages import fold_scores, merge_pages
-from anomseg.functional.svdd_radius import boundary_radius, largest_distances, mean_radius, quantile_radius, valid_distances
+from anomseg.functional.svdd import image_distances
+from anomseg.functional.svdd_radius import boundary_radius, largest_distances, mean_radius, quantile_radius
 
 CENTRE = torch.tensor([0.3, -0.2, 0.1])
 CELLS = 1 << 16
-STATISTICS = pytest.mark.parametrize("statistic", [valid_distances, largest_distances])
 
 
 def descriptors(seed: int = 0, batch: int = 6, size: int = 9) -> Tensor:
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def every_distance(z: Tensor, valid: Tensor | None = None) -> Tensor:
+    return torch.cat(image_distances(z, CENTRE, torch.ones_like(z[:, 0], dtype=torch.bool) if valid is None else valid))
 
 
 def valid_mask(seed: int = 1, batch: int = 6, size: int = 9) -> Tensor:
@@ -53,19 +57,18 @@ def test_boundary_radius__equals_a_loop_over_pixels(nu):
     z, valid = descriptors(), valid_mask()
     ordered = sorted(math.sqrt(x) for d in slow_distances(z, valid) for x in d)
     expected = next(r for i, r in enumerate(ordered) if (i + 1) / len(ordered) >= 1 - nu - 1e-12)
-    counts = count_scores([valid_distances(z, CENTRE, valid)], [])
+    counts = count_scores([every_distance(z, valid)], [])
     assert float(boundary_radius(counts, nu)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_boundary_radius__leaves_at_most_a_share_nu_outside():
-    distance = valid_distances(descriptors(size=40), CENTRE, torch.ones(6, 40, 40, dtype=torch.bool))
+    distance = every_distance(descriptors(size=40))
     radius = boundary_radius(count_scores([distance], []), 0.1)
     assert 0.0998 < float((distance.double().sqrt() > radius * (1 + 1e-7)).double().mean()) <= 0.1
 
 
 def test_boundary_radius__of_batches_folded_apart_is_that_of_all_at_once():
-    valid = torch.ones(6, 40, 40, dtype=torch.bool)
-    distances = [valid_distances(descriptors(seed, size=40), CENTRE, valid) for seed in range(4)]
+    distances = [every_distance(descriptors(seed, size=40)) for seed in range(4)]
     whole = boundary_radius(count_scores(distances, []))
     for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
         pages = merge_pages([fold_scores([distances[i]], [], cells=CELLS) for i in order], cells=CELLS)
@@ -80,18 +83,16 @@ def test_largest_distances__gives_one_value_for_each_image_with_a_valid_pixel():
     assert len(expected) == 5
 
 
-@STATISTICS
 @pytest.mark.parametrize("junk", [0.0, 1e30, math.nan, math.inf])
-def test_statistic__is_bit_equal_whatever_lies_outside_the_valid_pixels(statistic, junk):
+def test_largest_distances__are_bit_equal_whatever_lies_outside_the_valid_pixels(junk):
     z, valid = descriptors(), valid_mask()
-    assert torch.equal(statistic(torch.where(valid[:, None], z, junk), CENTRE, valid), statistic(z, CENTRE, valid))
+    assert torch.equal(largest_distances(torch.where(valid[:, None], z, junk), CENTRE, valid), largest_distances(z, CENTRE, valid))
 
 
-@STATISTICS
-def test_statistic__is_empty_where_nothing_is_valid_and_carries_no_gradient(statistic):
+def test_largest_distances__are_none_where_nothing_is_valid_and_carry_no_gradient():
     z = descriptors().requires_grad_()
-    assert statistic(z, CENTRE, torch.zeros(6, 9, 9, dtype=torch.bool)).numel() == 0
-    assert not statistic(z, CENTRE, valid_mask()).requires_grad
+    assert largest_distances(z, CENTRE, torch.zeros(6, 9, 9, dtype=torch.bool)).numel() == 0
+    assert not largest_distances(z, CENTRE, valid_mask()).requires_grad
 
 
 @pytest.mark.parametrize("rule", [mean_radius, quantile_radius])

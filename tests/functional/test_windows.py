@@ -102,12 +102,13 @@ def test_random_blocks__refuse_impossible_shares(arguments):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 17), (8, 8), (5, 64)])
-def test_pad_to_multiple__keeps_the_image_in_its_corner(size):
-    image = torch.rand(2, 2, 3, *size)
+@pytest.mark.parametrize("before", [(3,), (2, 3), (2, 2, 3), (0, 3)])
+def test_pad_to_multiple__keeps_the_image_in_its_corner(size, before):
+    image = torch.rand(*before, *size)
     padded = pad_to_multiple(image, 8)
     assert padded.shape[-2] % 8 == padded.shape[-1] % 8 == 0
     assert torch.equal(padded[..., : size[0], : size[1]], image)
-    assert padded.shape[:3] == image.shape[:3]
+    assert padded.shape[:-2] == before
 
 
 @pytest.mark.parametrize(

@@ -133,3 +133,33 @@ def test_presets__are_light_to_run():
 def test_spec__refuses_what_it_does_not_know(options):
     with pytest.raises(ValueError, match="Expected"):
         ChangeMambaSpec(**options)
+
+
+@pytest.mark.parametrize("width", [2, 3, 5])
+@pytest.mark.parametrize("training", [False, True])
+def test_net__with_group_norm_takes_one_pixel_at_any_width(width, training):
+    net = ChangeMambaUNet(2, replace(TOY, width=width)).train(training)
+    assert bool(net(*dates(size=(1, 1))).logits.isfinite().all())
+
+
+def test_net__in_half_precision_is_near_full_precision():
+    torch.manual_seed(0)
+    net = ChangeMambaUNet(2, TOY).eval()
+    expected = net(*dates()).logits
+    found = net.bfloat16()(*(one.bfloat16() for one in dates())).logits
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected.detach(), rtol=0.1, atol=0.1)
+
+
+def test_net__takes_an_empty_batch():
+    assert ChangeMambaUNet(2, TOY)(*dates(batch=0)).logits.shape == (0, 8, 16)
+
+
+def test_net__exports_for_batches_of_any_size():
+    small = {"depths": (1,), "fine": (2,), "decoder": "channel", "enhancement": "none", "stem_shared": True}
+    net = ChangeMambaUNet(2, replace(TOY, **small)).eval()
+    sizes = ({0: torch.export.Dim("batch", min=1, max=64)},) * 2
+    program = torch.export.export(net, dates(batch=3), dynamic_shapes=sizes).module()
+    for batch in (1, 5):
+        given = dates(batch=batch)
+        torch.testing.assert_close(program(*given).logits, net(*given).logits)

@@ -1,7 +1,17 @@
 import pytest
 import torch
 
-from anomseg.nets.convolution import Bottleneck, ChannelNorm, ConvPair, ConvUnit, ResidualUnit, SqueezeExcitation, map_norm, set_bias
+from anomseg.nets.convolution import (
+    Bottleneck,
+    ChannelNorm,
+    ConvPair,
+    ConvUnit,
+    ResidualUnit,
+    SqueezeExcitation,
+    halves,
+    map_norm,
+    set_bias,
+)
 
 
 def test_channel_norm__gives_every_pixel_mean_0_and_deviation_1():
@@ -58,3 +68,13 @@ def test_conv_pair__is_two_units_in_turn():
     x = torch.randn(2, 3, 8, 10)
     assert torch.equal(pair(x), pair[1](pair[0](x)))
     assert pair(x).shape == (2, 6, 8, 10)
+
+
+@pytest.mark.parametrize("dim", [0, -1])
+@pytest.mark.parametrize("size", [0, 1, 3])
+def test_halves__undo_a_concatenation(dim, size):
+    shape = (size, 2, 4) if dim == 0 else (4, 2, size)
+    a, b = torch.randn(shape), torch.randn(shape)
+    again = halves(torch.cat([a, b], dim), dim)
+    assert torch.equal(again[0], a)
+    assert torch.equal(again[1], b)

@@ -1,6 +1,8 @@
+import pytest
 import torch
 from torch import nn
 
+from anomseg.functional.scan import use_scan_backend
 from anomseg.functional.scan.operator import scan_flops
 from anomseg.nets.cost import cost, parameter_count
 from anomseg.nets.vss import SelectiveScan2D
@@ -19,6 +21,14 @@ def test_cost__counts_the_scan():
     products = 2 * pixels * (32 * inner + 9 * inner + inner * 4 * (rank + 2) + 4 * rank * inner + inner * 32)
     scans = 2 * scan_flops((1, 2 * inner, pixels), 1)
     assert cost(block, torch.rand(1, 32, 6, 6)).flops == products + scans
+
+
+@pytest.mark.parametrize("backend", ["pure", "reference"])
+def test_cost__does_not_depend_on_the_backend_of_the_scan(backend):
+    block, x = SelectiveScan2D(32), torch.rand(1, 32, 6, 6)
+    expected = cost(block, x)
+    with use_scan_backend(backend):
+        assert cost(block, x) == expected
 
 
 def test_cost__leaves_the_mode_alone_and_counts_trainable_parameters_only():

@@ -39,3 +39,12 @@ def test_masked_batch_norm__keeps_its_statistics_without_valid_pixels():
     x = torch.randn(1, 3, 4, 4)
     assert torch.equal(norm(x, torch.zeros(1, 4, 4, dtype=torch.bool)), norm.eval()(x))
     assert norm.num_batches_tracked == 0
+
+
+def test_masked_batch_norm__trains_in_true_half_precision():
+    x, valid = 3 + torch.randn(4, 5, 9, 9), torch.rand(4, 9, 9) < 0.7
+    whole, half = MaskedBatchNorm(5), MaskedBatchNorm(5).bfloat16()
+    expected, found = whole(x, valid), half(x.bfloat16(), valid)
+    assert found.dtype == half.running_mean.dtype == half.running_var.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(half.running_mean.float(), whole.running_mean, rtol=0.02, atol=0.01)

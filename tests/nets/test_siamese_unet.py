@@ -60,3 +60,13 @@ def test_net__starts_at_its_prior():
 def test_spec__refuses_what_it_does_not_know(options):
     with pytest.raises(ValueError, match="Expected"):
         SiameseUNetSpec(**options)
+
+
+def test_net__exports_for_batches_and_images_of_any_size():
+    net = toy(levels=2).eval()
+    rows, columns = (torch.export.Dim(name, min=3, max=64) for name in ("rows", "columns"))
+    sizes = ({0: torch.export.Dim("batch", min=1, max=64), 2: 2 * rows, 3: 2 * columns},) * 2
+    program = torch.export.export(net, dates(size=(10, 8), batch=3), dynamic_shapes=sizes).module()
+    for batch, size in ((1, (10, 8)), (5, (6, 12))):
+        given = dates(size=size, batch=batch)
+        torch.testing.assert_close(program(*given).logits, net(*given).logits)

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -104,3 +106,19 @@ def test_block__runs_on_the_backend_that_was_asked_for():
     with use_scan_backend("pure"):
         written_out = block(x)
     torch.testing.assert_close(block(x), written_out, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [VSSBlock(6, "group"), VSSBlock(6, "batch", state=2), ChannelScan(6, grid=4, width=8)])
+def test_block__in_half_precision_stays_near_full_precision(block):
+    x = torch.randn(2, 6, 6, 5)
+    half = copy.deepcopy(block).bfloat16()
+    y = half(x.bfloat16())
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), block(x), rtol=0.1, atol=0.1)
+    y.float().sum().backward()
+    assert all(p.grad is not None for p in half.parameters())
+
+
+@pytest.mark.parametrize("block", [SelectiveScan2D(4), ChannelScan(4, grid=2, width=8)])
+def test_block__takes_an_empty_batch(block):
+    assert block(torch.zeros(0, 4, 6, 5)).shape == (0, 4, 6, 5)

@@ -3,7 +3,7 @@
 | backend | runs on | gradient | when ``auto`` takes it |
 |---|---|---|---|
 | ``reference`` | anything | autograd keeps every state | never: it is what the others are tested against |
-| ``pure`` | anything, and exports to ONNX | autograd keeps every state several times | while a model is exported to ONNX |
+| ``pure`` | anything, and exports to ONNX | autograd keeps every state several times | for tangents, and in the older ONNX exporter |
 | ``chunked`` | anything | own | wherever no kernel exists |
 | ``triton`` | NVIDIA, compute capability 7.0 and newer, no compiler to install | own | CUDA tensors, where Triton is installed |
 | ``mamba_ssm`` | NVIDIA, AMD: a compiled extension | own, not deterministic | CUDA tensors, where ``selective_scan_cuda`` imports |
@@ -163,6 +163,8 @@ def _triton_obstacle(device: torch.device) -> str:
     """Say what keeps Triton from running on a device; empty where nothing does."""
     if not _has_triton():
         return "Triton is not installed"
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "there is no CUDA device here"
     if device.type != "cuda":
         return "" if device.type == "cpu" and interpreted() else f"Triton has no code for {device.type}"
     if torch.cuda.get_device_capability(device) < (7, 0):

@@ -102,7 +102,7 @@ def cross_selective_scan(
         y = selective_scan(*operands, skip, None, bias, delta_softplus, backend=backend, reverse=reverse)
         total = y if total is None else total + y
     assert total is not None
-    return merge_sequences(total.view(-1, 2, channels, height * width), height, width)
+    return merge_sequences(total.view(total.shape[0], 2, channels, height * width), height, width)
 
 
 def _check_sequences(y: Tensor, directions: int, height: int, width: int) -> None:

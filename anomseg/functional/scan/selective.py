@@ -11,6 +11,7 @@ from typing import Literal, overload
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from anomseg.functional.scan.backends import ScanBackend, has_mamba_ssm, requested_backend, warn_of_loop
@@ -98,11 +99,12 @@ def selective_scan(
     Raises:
         ValueError: Where shapes do not fit or there is no such backend.
         TypeError: Where a tensor is not of real floating numbers.
-        RuntimeError: Where a backend was asked for that cannot run here.
+        RuntimeError: Where a backend was asked for that cannot run here, or that has no forward-mode derivative where an operand
+            carries a tangent (`torch.func.jvp`, `torch.func.jacfwd`, dual numbers); ``auto`` takes ``pure`` there.
     """
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
     enter, leave = (x.unsqueeze(1) if x.ndim == 3 else x for x in (B, C))
-    name = "pure" if torch.onnx.is_in_onnx_export() and backend == "auto" else requested_backend(backend)
+    name = _chosen(backend, (u, delta, A, B, C, D, delta_bias, initial_state))
     if name in ("reference", "pure"):
         y, last = _written_out(u, delta, A, enter, leave, D, delta_bias, delta_softplus, initial_state, reverse, name == "pure")
     elif _takes_mamba_ssm(u, name, initial_state):
@@ -111,6 +113,22 @@ def selective_scan(
         y, last, _ = scan_operator(u, delta, A, enter, leave, D, delta_bias, initial_state, delta_softplus, reverse, name)
     y = y if z is None else y * F.silu(z)
     return (y, last) if return_last_state else y
+
+
+def _chosen(backend: ScanBackend, operands: tuple[Tensor | None, ...]) -> ScanBackend:
+    """Name what was asked for, or ``pure`` where an exporter or a tangent needs every operation."""
+    if torch.onnx.is_in_onnx_export() and backend == "auto":
+        return "pure"
+    name = requested_backend(backend)
+    if name in ("reference", "pure") or not any(_has_tangent(x) for x in operands if x is not None):
+        return name
+    if name != "auto":
+        raise RuntimeError(f"Expected operands without tangents, but got some with backend={name!r}. Take backend='pure'.")
+    return "pure"
+
+
+def _has_tangent(x: Tensor) -> bool:
+    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]  # torch has no types here
 
 
 def _written_out(
@@ -185,14 +203,21 @@ def _check(
     bias: Tensor | None,
     initial: Tensor | None,
 ) -> None:
-    if u.ndim != 3 or not u.shape[-1]:
-        raise ValueError(f"Expected u of shape (B, D, L) with L >= 1, but got {tuple(u.shape)}. Flatten the pixels into one axis.")
-    if A.ndim != 2 or A.shape[0] != u.shape[1]:
-        raise ValueError(f"Expected A of shape (D, N) with D = {u.shape[1]}, but got {tuple(A.shape)}. Give every channel its rates.")
+    if u.ndim != 3 or not u.shape[1] or not u.shape[2]:
+        raise ValueError(f"Expected u of shape (B, D, L) with D, L >= 1, but got {tuple(u.shape)}. Flatten the pixels into one axis.")
+    if A.ndim != 2 or A.shape[0] != u.shape[1] or not A.shape[1]:
+        raise ValueError(
+            f"Expected A of shape (D, N) with D = {u.shape[1]} and N >= 1, but got {tuple(A.shape)}. Give every channel its rates."
+        )
     batch, channels, length = u.shape
     state = A.shape[1]
     grouped = (batch, B.shape[1], state, length) if B.ndim == 4 else (batch, state, length)
-    if B.ndim not in (3, 4) or tuple(B.shape) != grouped or B.shape != C.shape or (B.ndim == 4 and channels % B.shape[1]):
+    if (
+        B.ndim not in (3, 4)
+        or tuple(B.shape) != grouped
+        or B.shape != C.shape
+        or (B.ndim == 4 and (not B.shape[1] or channels % B.shape[1]))
+    ):
         raise ValueError(
             f"Expected B and C of shape (B, N, L) or (B, G, N, L) with B = {batch}, N = {state}, L = {length}, G a divisor of {channels}, "
             f"but got {tuple(B.shape)} and {tuple(C.shape)}. Put the state before the tokens."

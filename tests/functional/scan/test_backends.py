@@ -25,6 +25,7 @@ def nothing_asked_for(monkeypatch):
 @pytest.fixture
 def gpu(monkeypatch):
     """A GPU that is there in name: kernels are chosen for it and never run."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
     monkeypatch.setattr(backends, "_has_triton", lambda: True)
     monkeypatch.setattr(backends, "has_mamba_ssm", lambda: False)
@@ -66,6 +67,13 @@ def test_report__names_the_backend_and_the_reason(monkeypatch):
     assert "cpu" in scan_backend("cpu").reason
     monkeypatch.setenv(VARIABLE, "reference")
     assert scan_backend("cpu") == ("reference", "asked for")
+
+
+def test_report__of_a_gpu_that_is_not_there_says_so(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    report = scan_backend("cuda")
+    assert report.backend == "chunked"
+    assert "no CUDA device" in report.reason
 
 
 def test_report__on_a_gpu_prefers_mamba_ssm_unless_results_must_repeat(gpu, monkeypatch):

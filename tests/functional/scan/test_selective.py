@@ -4,6 +4,7 @@ import types
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from anomseg.functional.scan import selective, selective_scan
@@ -111,6 +112,43 @@ def test_decay_that_underflows__forgets_everything():
     torch.testing.assert_close(selective_scan(**given), 100 * given["u"] * (enter * leave).sum(2), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias"])
+def test_tangents__follow_every_operand(name):
+    given = operands(6, dtype=torch.float64)
+
+    def scan(x, backend):
+        return selective_scan(**{**given, name: x}, delta_softplus=True, backend=backend)
+
+    tangent = torch.ones_like(given[name])
+    expected = torch.func.jvp(lambda x: scan(x, "reference"), (given[name],), (tangent,))
+    found = torch.func.jvp(lambda x: scan(x, "auto"), (given[name],), (tangent,))
+    torch.testing.assert_close(found, expected)
+    with forward_ad.dual_level():
+        dual = forward_ad.unpack_dual(scan(forward_ad.make_dual(given[name], tangent), "auto"))
+        torch.testing.assert_close(dual.tangent, expected[1])
+
+
+def test_tangents__are_an_error_where_a_backend_would_lose_them():
+    given = operands(6)
+    u = given.pop("u")
+    with pytest.raises(RuntimeError, match="backend='pure'"):
+        torch.func.jvp(lambda x: selective_scan(x, **given, backend="chunked"), (u,), (u,))
+
+
+@pytest.mark.parametrize("backend", ["pure", "reference"])
+def test_gradients_of_gradients__exist_where_the_scan_is_written_out(backend):
+    given = operands(5, dtype=torch.float64)
+    u = given.pop("u").requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: selective_scan(x, **given, delta_softplus=True, backend=backend), (u,))
+
+
+def test_vmap__maps_over_scans():
+    given = operands(6)
+    several = torch.randn(3, *given.pop("u").shape)
+    found = torch.vmap(lambda u: selective_scan(u, **given))(several)
+    torch.testing.assert_close(found, torch.stack([selective_scan(u, **given) for u in several]))
+
+
 def test_results__repeat_bit_for_bit():
     given = {k: x.requires_grad_() for k, x in operands(500).items()}
     first, second = (torch.autograd.grad(selective_scan(**given, delta_softplus=True).sum(), given.values()) for _ in range(2))
@@ -155,7 +193,10 @@ def test_mamba_ssm_asked_for_on_a_cpu__is_an_error():
     [
         ({"u": torch.zeros(8, 20)}, "u of shape"),
         ({"u": torch.zeros(2, 8, 0)}, "L >= 1"),
+        ({"u": torch.zeros(2, 0, 20), "A": torch.zeros(0, 2)}, "D, L >= 1"),
         ({"A": torch.zeros(7, 2)}, "A of shape"),
+        ({"A": torch.zeros(8, 0), "B": torch.zeros(2, 2, 0, 20), "C": torch.zeros(2, 2, 0, 20)}, "N >= 1"),
+        ({"B": torch.zeros(2, 0, 2, 20), "C": torch.zeros(2, 0, 2, 20)}, "divisor of 8"),
         ({"B": torch.zeros(2, 3, 2, 20)}, "divisor of 8"),
         ({"C": torch.zeros(2, 1, 2, 20)}, "B and C of shape"),
         ({"delta": torch.zeros(2, 8, 19)}, "delta of shape"),
