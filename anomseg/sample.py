@@ -29,10 +29,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anomseg.exporting import is_exporting
+
 NORMAL = 0
 ANOMALY = 1
 IGNORE = 255
-METADATA = ("name", "window", "scene_size", "transform", "crs", "wavelength")
+METADATA = ("name", "category", "window", "scene_size", "transform", "crs", "wavelength")
 
 
 def _shape(value: Any) -> str:
@@ -50,7 +52,7 @@ def finite_pixels(image: Tensor) -> Tensor:
     """
     bands = image.flatten(1, -3)
     summed = torch.isfinite(bands.sum(dim=1))  # a finite sum has finite terms: one pass instead of five where nothing is missing
-    return summed if bool(summed.all()) else torch.isfinite(bands).all(dim=1)
+    return summed if not is_exporting() and bool(summed.all()) else torch.isfinite(bands).all(dim=1)
 
 
 def fill_nodata(image: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,12 +65,25 @@ def fill_nodata(image: Tensor) -> tuple[Tensor, Tensor]:
         The filled image, same shape, and (B, H, W) bool, True where there was data. A band without any data becomes 0.
     """
     valid = finite_pixels(image)
-    if bool(valid.all()):
+    if not is_exporting() and bool(valid.all()):
         return image, valid
     keep = valid[:, None] if image.ndim == 4 else valid[:, None, None]
     kept = torch.where(keep, image, 0.0)
     count = keep.sum(dim=(-2, -1), keepdim=True).clamp_min(1)
     return torch.where(keep, image, kept.sum(dim=(-2, -1), keepdim=True) / count), valid
+
+
+def with_void(mask: Tensor, void: Tensor) -> Tensor:
+    """Mark pixels of a mask as ignored.
+
+    Args:
+        mask: integers or bool of any shape; a bool or int8 mask cannot hold 255, which is why the answer is of another type.
+        void: bool of the same shape, True where the pixel is not to count.
+
+    Returns:
+        int64 of the same shape: 255 where `void`, else the mask.
+    """
+    return mask.long().masked_fill(void, IGNORE)
 
 
 def flat_truth(batch: Any) -> Any:
@@ -102,6 +117,11 @@ def check_sample(batch: Mapping[str, Any]) -> None:
         raise ValueError(
             f"Expected batch['image'] of shape (B, C, H, W) or (B, 2, C, H, W), but got {_shape(image)}. Add the missing axes."
         )
+    if image.ndim == 5 and image.shape[1] != 2:
+        raise ValueError(
+            f"Expected two dates in batch['image'] of (B, 2, C, H, W), but got {_shape(image)}. Pick two, or stack them as bands."
+        )
+    _check_metadata(batch, len(image))
     expected = (image.shape[0], *image.shape[-2:])
     for key in ("mask", "label", "defect"):
         if key not in batch:
@@ -118,6 +138,18 @@ def check_sample(batch: Mapping[str, Any]) -> None:
         if key in batch:
             check_mask(batch[key], batch.get("name"))
     _check_whole(batch, image)
+
+
+def _check_metadata(batch: Mapping[str, Any], count: int) -> None:
+    """Check that each key of metadata has an entry for each image."""
+    for key in METADATA:
+        value = batch.get(key)
+        if value is None:
+            continue
+        if isinstance(value, str) or not hasattr(value, "__len__"):
+            raise TypeError(f"Expected batch['{key}'] to be a list of {count} entries, but got {value!r}. Put it into a list.")
+        if len(value) != count:
+            raise ValueError(f"Expected {count} entries in batch['{key}'], one an image, but got {len(value)}: {value!r}.")
 
 
 def _check_whole(batch: Mapping[str, Any], image: Tensor) -> None:
@@ -164,8 +196,15 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         A batch as the module's table describes it.
 
     Raises:
-        ValueError: the images differ in size.
+        ValueError: the images differ in size, or a key is in some samples and not in others.
     """
+    for number, sample in enumerate(samples):
+        if sample.keys() != samples[0].keys():
+            named = [str(s.get("name", i)) for i, s in ((0, samples[0]), (number, sample))]
+            raise ValueError(
+                f"Expected the same keys in all samples of a batch, but {sorted(sample.keys() ^ samples[0].keys())} are in only one of "
+                f"'{named[0]}' and '{named[1]}'. Give every scene such a key, a mask of 255 where there is no truth, or use batch_size=1."
+            )
     sizes = {tuple(s["image"].shape) for s in samples}
     if len(sizes) > 1:
         named = [f"{s.get('name', i)}: {tuple(s['image'].shape)}" for i, s in enumerate(samples)]

@@ -41,7 +41,7 @@ if folder:
     data = RemoteSensingDataModule(folder, "image_label", ClassAsNormal((1,)), split, tile=128, crops=4, batch_size=4)
     unseen, bands = data, 3
 else:
-    data = SyntheticDataModule("multispectral", count=4, size=(64, 64), seed=0)
+    data = SyntheticDataModule("multispectral", count=4, size=(64, 64), seed=0, train_on="normal")
     unseen, bands = SyntheticDataModule("multispectral", count=2, size=(64, 64), seed=1), 10
 
 # %% [markdown]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from anomseg.sample import IGNORE, check_mask, check_sample, collate, fill_nodata, finite_pixels, flat_truth
+from anomseg.sample import IGNORE, check_mask, check_sample, collate, fill_nodata, finite_pixels, flat_truth, with_void
 
 
 def batch(**changes):
@@ -116,3 +116,39 @@ def test_collate__stacks_image_labels_and_lists_categories():
     stacked = collate(samples)
     assert stacked["image_label"].tolist() == [0, 1]
     assert stacked["category"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.uint8, torch.int64])
+def test_with_void__holds_255_whatever_the_type_of_the_mask(dtype):
+    mask = torch.tensor([[0, 1, 0, 1]]).to(dtype)
+    marked = with_void(mask, torch.tensor([[False, False, True, True]]))
+    assert marked.dtype == torch.int64
+    assert marked.tolist() == [[0, 1, 255, 255]]
+    assert mask.long().tolist() == [[0, 1, 0, 1]]
+
+
+def test_check_sample__refuses_more_than_two_dates():
+    with pytest.raises(ValueError, match=r"two dates .*\(2, 3, 3, 4, 5\).*Pick two"):
+        check_sample(batch(image=torch.rand(2, 3, 3, 4, 5)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        ({"name": "ab"}, TypeError, r"batch\['name'\] to be a list of 2 entries, but got 'ab'"),
+        ({"category": 7}, TypeError, r"batch\['category'\]"),
+        ({"name": ["a"]}, ValueError, r"2 entries in batch\['name'\], one an image, but got 1"),
+        ({"window": [(0, 0, 4, 5)] * 3}, ValueError, r"batch\['window'\]"),
+    ],
+)
+def test_check_sample__wants_metadata_for_each_image(changes, error, text):
+    with pytest.raises(error, match=text):
+        check_sample(batch(**changes))
+    check_sample(batch(name=("a", "b"), crs=[None, None], wavelength=None))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_collate__names_samples_whose_keys_differ(first):
+    samples = [{"image": torch.rand(1, 2, 2), "name": "a"}, {"image": torch.rand(1, 2, 2), "name": "b", "mask": torch.zeros(2, 2).long()}]
+    with pytest.raises(ValueError, match=r"\['mask'\] are in only one of '[ab]' and '[ab]'"):
+        collate([samples[first], samples[1 - first]])

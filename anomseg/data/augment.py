@@ -16,6 +16,8 @@ from anomseg.errors import MissingDependencyError
 from anomseg.sample import IGNORE
 
 MOST_BANDS = 4
+_WHOLE = 0.99  # of a pixel interpolated from pixels with data alone; its sum of weights is rounded
+_LINEAR = 1  # cv2.INTER_LINEAR
 
 
 class Augmentation(ABC):
@@ -54,7 +56,8 @@ class FlipRotate(Augmentation):
 class Albumentations(Augmentation):
     """Run a pipeline of albumentations on images of up to four bands.
 
-    The image enters in [0, 1], its pixels without data as 0.5; what leaves the frame, or comes from such pixels, is NaN and 255 again.
+    The image enters in [0, 1], its pixels without data as the mean of their band. What lies outside of the frame, or is interpolated from
+    such pixels, is NaN and 255 again. A blur mixes that mean into the pixels near them, which stay as they are marked.
 
     Example:
         >>> augment = Albumentations([{"name": "RandomBrightnessContrast", "p": 0.5}, {"name": "Rotate", "limit": 20}])
@@ -85,21 +88,28 @@ class Albumentations(Augmentation):
         if len(image) > MOST_BANDS:
             raise ValueError(f"Expected an image of up to {MOST_BANDS} bands, but got {len(image)}. Use FlipRotate for more.")
         valid = torch.isfinite(image).all(dim=0)
-        scaled = torch.where(valid, image / self.maximum, 0.5).clamp(0.0, 1.0)
-        pipeline = self._pipeline
-        pipeline.set_random_seed(int(torch.randint(2**31 - 1, (), generator=generator)))
-        planes = [mask.numpy().astype(np.uint8), valid.numpy().astype(np.uint8)]
-        changed = pipeline(image=np.ascontiguousarray(scaled.permute(1, 2, 0).numpy()), masks=planes)
+        scaled = (image / self.maximum).clamp(0.0, 1.0)
+        scaled = torch.where(
+            valid, scaled, torch.where(valid, scaled, 0.0).mean((1, 2), keepdim=True) / valid.float().mean().clamp_min(1e-9)
+        )
+        pixels, seed = np.ascontiguousarray(scaled.permute(1, 2, 0).numpy()), int(torch.randint(2**31 - 1, (), generator=generator))
+        # Classes go to the nearest pixel, but data is where nothing without data was mixed in: the same draw again where a step mixes.
+        nearest, mixing = self._pipelines
+        nearest.set_random_seed(seed)
+        changed = nearest(image=pixels, masks=[mask.numpy().astype(np.uint8), valid.numpy().astype(np.float32)])
         new_mask, new_valid = (torch.from_numpy(np.array(plane)) for plane in changed["masks"])
+        if mixing is not None:
+            mixing.set_random_seed(seed)
+            new_valid = torch.from_numpy(np.array(mixing(image=pixels, masks=[valid.numpy().astype(np.float32)])["masks"][0]))
         out = torch.from_numpy(np.array(changed["image"], dtype=np.float32)).reshape(*changed["image"].shape[:2], -1).permute(2, 0, 1)
         if out.shape != image.shape:
             raise ValueError(f"Expected a pipeline that keeps the size {tuple(image.shape)}, but got {tuple(out.shape)}. Crop with tile=.")
-        kept = new_valid.bool()
+        kept = new_valid > _WHOLE
         out = torch.where(kept, out * self.maximum, torch.nan)
         return out.contiguous(), new_mask.long().masked_fill(~kept, IGNORE)
 
     @cached_property
-    def _pipeline(self) -> Any:
+    def _pipelines(self) -> tuple[Any, Any]:
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for newer versions while it is imported
         try:
             import albumentations
@@ -108,13 +118,15 @@ class Albumentations(Augmentation):
                 "Albumentations needs the package of that name, which is not installed. Install it with: "
                 "pip install 'albumentations>=2.0.8,<2.1' 'opencv-python-headless<5', or use FlipRotate."
             ) from error
-        steps = []
+        steps: list[list[Any]] = [[], []]
         for step in self.transforms:
             kind = getattr(albumentations, str(step["name"]), None)
             if kind is None:
                 raise ValueError(f"Expected the name of a class of albumentations, but got {step['name']!r}. Correct the pipeline.")
-            steps.append(kind(**{key: value for key, value in step.items() if key != "name"}))
-        return albumentations.Compose(steps)
+            for each in steps:
+                each.append(kind(**{key: value for key, value in step.items() if key != "name"}))
+        mixes = any(hasattr(step, "mask_interpolation") for step in steps[0])
+        return albumentations.Compose(steps[0]), albumentations.Compose(steps[1], mask_interpolation=_LINEAR) if mixes else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_pipeline"}
+        return {key: value for key, value in self.__dict__.items() if key != "_pipelines"}

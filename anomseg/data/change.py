@@ -14,9 +14,10 @@ from anomseg.data.crops import CropDataset
 from anomseg.data.group_split import GroupSplit
 from anomseg.data.image_folders import Part
 from anomseg.data.image_split import NameSplit, ShareSplit
+from anomseg.data.mask_rules import calibration_mask, full_mask, held_out_mask
 from anomseg.data.pair_transform import PairTransform
 from anomseg.data.scene_datamodule import CACHE_BYTES, SceneDataModule, Stage
-from anomseg.data.scene_dataset import SceneDataset, SceneLoader, calibration_mask, full_mask, held_out_mask
+from anomseg.data.scene_dataset import SceneDataset, SceneLoader
 
 
 class ChangeDataModule(SceneDataModule):

@@ -41,8 +41,9 @@ class ChangeLayout:
         before: templates of the first date; several files of one date are stacked as bands, in this order.
         after: templates of the second date.
         mask: template of the masks; None where there are none.
-        lists: template of text files that name the pairs of each part, such as ``list/{split}.txt``; used where they are there. An entry
-            is a name, with or without a suffix, or a line of paths below the root: before, after and mask.
+        lists: template of text files in UTF-8 that name the pairs of each part, such as ``list/{split}.txt``; used where they are there.
+            An entry is a name, with or without a suffix, or a line of paths below the root: before, after and mask. Tabs and commas part
+            entries, and blanks where they are no part of a name.
         threshold: mask value above which a pixel is change, such as 127; None reads 0 and 1, 0 and 255, or greys of a JPEG (127).
         unchanged: colour that marks unchanged pixels in masks of semantic colours; any other colour is change.
         bands: indices of the bands to keep where a data module names none, such as the first one of grey images, some of which are stored
@@ -243,24 +244,31 @@ def _by_lists(folder: Path, layout: ChangeLayout, pairs: PairsByPart) -> PairsBy
     ]
     files = {part: sorted(folder.glob(layout.lists.replace("{split}", name))) for part, name in parts}
     by_name = {pair.name: pair for pair in pairs[""]}
-    shared = {part: [_entry(folder, line, by_name, path) for path in found for line in _lines(path)] for part, found in files.items()}
+    shared: PairsByPart = {part: [] for part, _ in parts}
+    for part, lists in files.items():
+        for path in lists:
+            entries = (entry for line in path.read_text(encoding="utf-8-sig").splitlines() for entry in _entries(folder, line, by_name))
+            shared[part] += [_pair(folder, entry, by_name, path) for entry in entries]
     return {part: listed for part, listed in shared.items() if listed} or pairs
 
 
-def _lines(path: Path) -> Iterable[Sequence[str]]:
-    for line in path.read_text().splitlines():
-        words = re.split(r"[,\s]+", line.strip())
-        if any("/" in word for word in words):
-            yield words
-        else:
-            yield from ([word] for word in words if word)
+def _entries(folder: Path, line: str, by_name: Mapping[str, PairFiles]) -> Iterable[Sequence[str]]:
+    """Read the entries of a line: paths, or names. Names may hold blanks, so that these part entries only where nothing is found else."""
+    words = [word for word in re.split(r"\s*[,\t]\s*", line.strip()) if word]
+    if not any((folder / word).is_file() if "/" in word else _named(word, by_name) for word in words):
+        words = [word for word in re.split(r"[,\s]+", line.strip()) if word]
+    return [words] if any("/" in word for word in words) else [[word] for word in words]
 
 
-def _entry(folder: Path, words: Sequence[str], by_name: Mapping[str, PairFiles], path: Path) -> PairFiles:
+def _named(word: str, by_name: Mapping[str, PairFiles]) -> PairFiles | None:
+    name = Path(word).name
+    return by_name.get(name) or by_name.get(Path(name).stem)
+
+
+def _pair(folder: Path, words: Sequence[str], by_name: Mapping[str, PairFiles], path: Path) -> PairFiles:
     if len(words) in (2, 3) and "/" in words[0]:
         return PairFiles(Path(words[0]).stem, (folder / words[0],), (folder / words[1],), *(folder / word for word in words[2:]))
-    name = Path(words[0]).name
-    found = by_name.get(name) or by_name.get(Path(name).stem)
+    found = _named(words[0], by_name)
     if found is None:
         raise SceneNotFoundError(
             f"Expected the pair '{words[0]}' that '{path}' names, but there are {sorted(by_name)[:_LISTED]} and "

@@ -76,8 +76,13 @@ class ChangePair:
 
     @property
     def nbytes(self) -> int:
-        """Give the bytes that both dates take in memory, once they are measured."""
-        return 8 * self.size[0] * self.size[1] * self.stored
+        """Give the bytes that both dates take in memory, 0 before they are measured."""
+        return 0 if self.grid is None else 8 * self.size[0] * self.size[1] * self.stored
+
+    @property
+    def exact_parts(self) -> bool:
+        """Say whether a part is read alone and as the whole holds it: not where a whole pair is prepared, or one date warped."""
+        return not self.reading.prepare and not self.warped
 
     @property
     def has_truth(self) -> bool:

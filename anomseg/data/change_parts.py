@@ -10,7 +10,7 @@ from typing import Literal
 
 from anomseg.data.change_folders import ChangeLayout, ChangeLayoutName, PairFiles, PairsByPart, change_layout, find_pairs
 from anomseg.data.change_pairs import ChangePair, PairReading
-from anomseg.data.change_truth import Coding, TruthReading
+from anomseg.data.change_truth import TruthCoding, TruthReading
 from anomseg.data.group_split import GroupSplit
 from anomseg.data.image_folders import PARTS, Part
 from anomseg.data.image_split import NameSplit, ShareSplit, block_windows
@@ -168,7 +168,7 @@ def _of_one_coding(pairs: list[ChangePair]) -> list[ChangePair]:
         "read as unknown. If it is change, set threshold=0.",
         stacklevel=2,
     )
-    read_as: dict[Coding, Coding] = {"black_white": "ids"}
+    read_as: dict[TruthCoding, TruthCoding] = {"black_white": "ids"}
     truths = [replace(pair.truths, codings=tuple(read_as.get(coding, coding) for coding in pair.truths.codings)) for pair in pairs]
     return [replace(pair, truths=truth) for pair, truth in zip(pairs, truths, strict=True)]
 

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anomseg.data.binary_mask import Coding, coding_of, is_lossy, marked_pixels
 from anomseg.data.change_folders import Colour, PairFiles
-from anomseg.data.class_masks import LOSSY_SUFFIXES
 from anomseg.data.raster_align import Grid, grid_of, read_mask_on_grid
 from anomseg.data.raster_io import read_mask_bands
 from anomseg.errors import SceneFormatError
 from anomseg.functional.windows import Window
 from anomseg.sample import IGNORE
 
-Coding = Literal["unmarked", "ids", "black_white", "threshold", "colour"]
+TruthCoding = Coding | Literal["threshold", "colour"]
 _SHOWN = 8
 _ROWS = 1024  # rows of a mask that are searched for values at a time, which bounds the memory of the search
 
@@ -37,7 +37,7 @@ class TruthReading:
 
     threshold: float | None = None
     unchanged: Colour | None = None
-    codings: tuple[Coding, ...] = ()
+    codings: tuple[TruthCoding, ...] = ()
     warped: tuple[bool, ...] = ()
 
     def measured(self, files: PairFiles, first: Grid, shared: Grid) -> TruthReading:
@@ -93,14 +93,15 @@ class TruthReading:
             )
         return torch.from_numpy(np.where(changed, 1, np.where(unchanged, 0, IGNORE)).astype(np.int64))
 
-    def _coding(self, path: Path) -> Coding:
+    def _coding(self, path: Path) -> TruthCoding:
         if self.unchanged is not None:
             return "colour"
-        if self.threshold is not None or path.suffix.lower() in LOSSY_SUFFIXES:
+        if self.threshold is not None:
             return "threshold"
-        values = _values(*read_mask_bands(path))
-        if set(values) <= {0, 1, IGNORE}:
-            return "ids" if 1 in values else "black_white" if IGNORE in values else "unmarked"
+        coding = coding_of(path, lambda: _values(path))
+        if coding in ("unmarked", "ids", "black_white") or is_lossy(path):
+            return coding
+        values = _values(path)
         raise SceneFormatError(
             f"Expected two values in the mask '{path}', 0 and 1 or 0 and 255, but got {len(values)}: {values[:_SHOWN]}"
             f"{', ...' if len(values) > _SHOWN else ''}. Set threshold=127 for greys, or give a mask of change instead of one of classes."
@@ -115,20 +116,23 @@ class TruthReading:
             bands, known = read_mask_on_grid(path, grid, window)
         else:
             bands, known = read_mask_bands(path, (origin[0] + row, origin[1] + column, height, width))
-        if self.codings[index] == "colour":
+        coding, values = self.codings[index], bands.max(axis=0)
+        if coding == "colour":
             wanted = np.array(self.unchanged)[:, None, None]
             if len(bands) != 3:
                 raise SceneFormatError(f"Expected a mask of 3 colours in '{path}', but got {len(bands)} bands. Leave out unchanged=.")
             return (bands != wanted).any(axis=0), known
-        values = bands.max(axis=0)
-        if self.codings[index] in ("ids", "unmarked"):
-            return values == 1, known & (values != IGNORE)
-        return values > (127.0 if self.threshold is None else self.threshold), known
+        if coding == "threshold":
+            return values > (self.threshold or 0.0), known
+        marked, counted = marked_pixels(values, coding)
+        return marked, known & counted & (values >= 0)
 
 
-def _values(bands: np.ndarray[Any, Any], known: np.ndarray[Any, Any]) -> list[Any]:
+def _values(path: Path) -> list[Any]:
+    bands, known = read_mask_bands(path)
     found: set[Any] = set()
     for start in range(0, bands.shape[1], _ROWS):
         rows = slice(start, start + _ROWS)
-        found.update(np.unique(bands[:, rows].max(axis=0)[known[rows]]).tolist())
+        values = bands[:, rows].max(axis=0)
+        found.update(np.unique(values[known[rows] & (values >= 0)]).tolist())
     return sorted(found)

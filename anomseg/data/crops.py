@@ -18,6 +18,7 @@ from anomseg.functional.windows import Window
 from anomseg.sample import ANOMALY, IGNORE, NORMAL
 
 _DRAWS = 10
+_MISSES = 5  # anomalous places without data that are drawn before a crop from anywhere is
 _PLACES = 4096  # anomalous pixels remembered of each scene
 
 
@@ -52,8 +53,8 @@ class CropDataset(Dataset[dict[str, Any]]):
     """Cut random square crops out of scenes of any size, and augment them.
 
     A crop is drawn by (seed, epoch, index) alone. Of up to 10 draws the first that holds a normal pixel is taken, because a crop without
-    one teaches nothing about normality; a given share of the crops is laid around an anomalous pixel. Scenes smaller than the crop are
-    padded at their lower and right border: NaN in the image, 255 in the mask.
+    one teaches nothing about normality; a given share of the crops is laid around an anomalous pixel with data, and anywhere where 5 draws
+    find none. Scenes smaller than the crop are padded at their lower and right border: NaN in the image, 255 in the mask.
     """
 
     def __init__(
@@ -130,14 +131,15 @@ class CropDataset(Dataset[dict[str, Any]]):
             return self.scenes.cut(which)
         size = self.scenes.size_of(which)
         aimed = self.anomaly_share > 0 and float(torch.rand((), generator=generator)) < self.anomaly_share
-        places = self._anomalous(which) if aimed else torch.empty(0)
+        places = self._anomalous(which) if aimed else torch.empty(0, 2, dtype=torch.int32)
+        missed = 0
         for _ in range(_DRAWS):
-            if len(places):
-                window = _window_around(size, self.side, places[int(torch.randint(len(places), (), generator=generator))], generator)
-            else:
-                window = _random_window(size, self.side, generator)
+            place = places[int(torch.randint(len(places), (), generator=generator))] if len(places) and missed < _MISSES else None
+            window = _random_window(size, self.side, generator) if place is None else _window_around(size, self.side, place, generator)
             sample = self.scenes.cut_once(which, window)
-            if bool((sample["mask"] == NORMAL).any()):
+            hit = place is None or int(sample["mask"][int(place[0]) - window[0], int(place[1]) - window[1]]) == ANOMALY
+            missed += not hit
+            if hit and bool((sample["mask"] == NORMAL).any()):
                 break
         down, right = (max(0, self.side - length) for length in size)
         if down or right:

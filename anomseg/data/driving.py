@@ -17,9 +17,10 @@ from anomseg.data.folder_image import FolderImage
 from anomseg.data.group_split import GroupSplit
 from anomseg.data.image_parts import Parts, shared_images, unlabelled_images
 from anomseg.data.image_split import NameSplit, ShareSplit
+from anomseg.data.mask_rules import full_mask
 from anomseg.data.outlier_paste import OutlierPaste
 from anomseg.data.scene_datamodule import SceneDataModule, Stage
-from anomseg.data.scene_dataset import SceneDataset, SceneLoader, full_mask
+from anomseg.data.scene_dataset import SceneDataset, SceneLoader
 from anomseg.errors import SceneNotFoundError
 from anomseg.sample import ANOMALY, IGNORE
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anomseg.data.augment import Augmentation
+from anomseg.sample import IGNORE
 
 
 class MirrorZoom(Augmentation):
@@ -46,4 +47,5 @@ class MirrorZoom(Augmentation):
             image = F.interpolate(image[place][None], (height, width), mode="bilinear", align_corners=False)[0]
             mask = F.interpolate(mask[place][None, None].double(), (height, width), mode="nearest-exact")[0, 0].to(mask.dtype)
         gain, offset = self.light * (bands[:, :1] + 0.5 * bands[:, 1:])
-        return (image * (1 + gain) + 0.5 * offset).clamp(0, 1), mask.contiguous()
+        lost = ~torch.isfinite(image).all(dim=0)  # more pixels than before: what is interpolated lacks data where one of its pixels does
+        return (image * (1 + gain) + 0.5 * offset).clamp(0, 1).masked_fill(lost, torch.nan), mask.masked_fill(lost, IGNORE)

@@ -15,6 +15,9 @@ from torch.nn import functional as F
 from anomseg.data.crops import SampleStep
 from anomseg.data.driving_layouts import DrivingLayout
 from anomseg.data.folder_image import FolderImage
+from anomseg.data.picture_io import check_picture
+from anomseg.data.raster_align import grid_of
+from anomseg.data.scaling import largest_value, scaled_image
 from anomseg.data.scene import Scene
 from anomseg.data.scene_datamodule import SceneFacts
 from anomseg.data.scene_dataset import SceneLoader
@@ -88,7 +91,13 @@ class DrivingFrame:
         return SceneFacts(self.image.name, self.size or self.image.size, self.image.has_truth)
 
     def measured(self) -> DrivingFrame:
-        """Read the headers; see `FolderImage.measured`."""
+        """Read the headers; see `FolderImage.measured`.
+
+        Raises:
+            SceneFormatError: see `check_picture`.
+        """
+        for path in self.image.files.bands:
+            check_picture(path)
         return replace(self, image=self.image.measured())
 
     def counts(self, learnt: bool = False) -> bool:
@@ -101,17 +110,17 @@ class DrivingFrame:
         return self.image.ids() if self.image.has_truth else None
 
     def __call__(self) -> Scene:
-        """Read frame and truth.
+        """Read frame, in [0, 1] by the largest value of its integer type, and truth.
 
         Raises:
             SceneFormatError: a file is unreadable, or holds codes that the table does not know; the message lists them.
         """
         unlabelled = replace(self.image, files=replace(self.image.files, masks=()))()
-        image, ids = unlabelled.image / 255, self.ids()
+        image, ids = unlabelled.image / largest_value(grid_of(self.image.files.bands[0])[1]), self.ids()
         if self.overlay is not None:
             image = (image + _overlay(self.overlay, (image.shape[-2], image.shape[-1])) / 255).clamp(0, 1)
         if self.size is not None:
-            image = F.interpolate(image[None], self.size, mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1)
+            image = scaled_image(image, self.size).clamp(0, 1)
             if ids is not None:
                 ids = F.interpolate(ids[None, None].double(), self.size, mode="nearest-exact")[0, 0].long()
         if ids is None:

@@ -16,6 +16,8 @@ from anomseg.data.class_masks import file_shape, read_class_ids, read_layer
 from anomseg.data.class_rule import ClassAsNormal, IndexThreshold, with_background
 from anomseg.data.hdf5_io import HDF5_SUFFIXES, read_hdf5
 from anomseg.data.image_folders import FolderLayout, ImageFiles, classes_of
+from anomseg.data.picture_io import check_picture
+from anomseg.data.raster_align import grid_of
 from anomseg.data.raster_io import Raster, kept_bands, read_raster
 from anomseg.data.scene import Scene
 from anomseg.data.scene_datamodule import SceneFacts
@@ -62,6 +64,11 @@ class FolderImage:
         """Give the bytes that the image takes in memory, once it is measured."""
         return 4 * self.size[0] * self.size[1] * (self.stored if self.bands is None else len(self.bands))
 
+    @property
+    def exact_parts(self) -> bool:
+        """Say that a part is read alone and as the whole holds it."""
+        return True
+
     def measured(self) -> FolderImage:
         """Read the headers, and compare them.
 
@@ -69,17 +76,22 @@ class FolderImage:
             This image with its size and number of bands.
 
         Raises:
-            ValueError: a mask or band file has another size than the image.
-            SceneFormatError: a file is unreadable.
+            ValueError: a mask or band file has another size than the image, or lies elsewhere on earth, or a band to keep does not exist.
+            SceneFormatError: a file is unreadable, or an image is none as it is shown; see `check_picture`.
         """
         first, *rest = self.files.bands
-        stored, height, width = file_shape(first, self.layout.image_key)
+        truths = (*(path for _, path in self.files.masks), *self.files.valid)
+        stored, height, width = file_shape(first, self.layout.image_key, None if rest else self.bands)
         for path in rest:
             more, *other = file_shape(path, self.layout.image_key)
             stored += more
             _check_size(first, (height, width), path, other)
-        for path in (*(path for _, path in self.files.masks), *self.files.valid):
+        kept_bands(stored, self.bands, first)
+        for path in truths:
             _check_size(first, (height, width), path, file_shape(path, self.layout.mask_key)[1:])
+        for path in _rasters(self.files.bands):
+            check_picture(path)
+        _check_place(first, _rasters((*rest, *truths)))
         return replace(self, size=(height, width), stored=stored)
 
     def block(self, window: Window) -> FolderImage:
@@ -203,10 +215,9 @@ class FolderImage:
 
     def _files_of(self, bands: Sequence[int] | None) -> list[tuple[Path, list[int], list[int] | None]]:
         """List the files that hold the bands, with the places of their bands in the image and their indices in the file (None: all)."""
-        if bands is None:
-            return [(path, [], None) for path in self.files.bands]
-        one_measured = len(self.files.bands) == 1 and self.stored > 0
-        counts = [self.stored] if one_measured else [file_shape(path, self.layout.image_key)[0] for path in self.files.bands]
+        if bands is None or len(self.files.bands) == 1:
+            return [(path, [], None if bands is None else list(bands)) for path in self.files.bands]
+        counts = [file_shape(path, self.layout.image_key)[0] for path in self.files.bands]
         wanted = kept_bands(sum(counts), bands, self.files.bands[0])
         found: list[tuple[Path, list[int], list[int] | None]] = []
         for path, count, start in zip(self.files.bands, counts, accumulate(counts, initial=0), strict=False):
@@ -220,7 +231,18 @@ class FolderImage:
         stored = read_hdf5(path, self.layout.image_key, self.window) if raster is None else raster.image
         if stored.dtype.kind not in "biuf":
             raise SceneFormatError(f"Expected real numbers in '{path}', but got {stored.dtype}. Take the magnitude of complex data.")
-        return stored if raster is not None or keep is None else stored[keep], raster
+        return stored if raster is not None else stored[kept_bands(len(stored), keep, path)], raster
+
+
+def _rasters(paths: Sequence[Path]) -> list[Path]:
+    return [path for path in paths if path.suffix.lower() not in HDF5_SUFFIXES]
+
+
+def _check_place(image: Path, others: Sequence[Path]) -> None:
+    if not _rasters([image]) or (grid := grid_of(image)[0]).transform is None:
+        return
+    for path in others:
+        grid.check_same(grid_of(path)[0], path, image)
 
 
 def _check_size(image: object, size: tuple[int, int], path: object, other: tuple[int, ...] | list[int]) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from anomseg.data.read_scene import MASK_SUFFIXES, find_mask, find_scenes, read_scene, scene_name
+from anomseg.data.read_scene import MASK_SUFFIXES, find_masks, find_scenes, read_scene, scene_name
 from anomseg.data.scene_datamodule import SceneDataModule
 from anomseg.data.scene_dataset import SceneLoader
 from anomseg.errors import SceneNotFoundError
@@ -83,7 +83,7 @@ class HyperspectralDataModule(SceneDataModule):
         if self.mask_root is not None:
             folder = Path(self.mask_root).expanduser()
             if folder.is_dir():
-                masks = {path: find_mask(folder, path) for path in paths}
+                masks = find_masks(folder, paths)
             if not any(masks.values()):
                 expected = f"'{scene_name(paths[0])}' with one of {MASK_SUFFIXES}"
                 state = "none of the scenes has one there" if folder.is_dir() else "there is no such folder"

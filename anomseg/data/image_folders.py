@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 from anomseg.data.class_rule import BINARY, DERIVED, ClassTable, IndexThreshold
 from anomseg.data.hdf5_io import HDF5_SUFFIXES
+from anomseg.data.path_template import matching_files
 from anomseg.errors import SceneFormatError, SceneNotFoundError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", *HDF5_SUFFIXES)
@@ -321,22 +322,8 @@ def _check_classes(root: Path, template: str, names: Sequence[str], known: set[P
 
 def _listing(root: Path, template: str) -> dict[str, Path]:
     """Find the files of a template, by name and, after a null character, whatever its other words stood for."""
-    words: list[str] = []
-    pattern = ""
-    for piece in re.split(r"(\{\w+\}|\*)", template):
-        if piece == "*":
-            pattern += "[^/]*?"  # as little as it can, or it would take the beginning of a name that follows
-        elif piece.startswith("{"):
-            pattern += f"(?P={piece[1:-1]})" if piece[1:-1] in words else f"(?P<{piece[1:-1]}>[^/]+)"
-            words.append(piece[1:-1])
-        else:
-            pattern += re.escape(piece)
     found: dict[str, Path] = {}
-    for path in root.glob(re.sub(r"\{\w+\}", "*", template)):
-        match = re.fullmatch(pattern, path.relative_to(root).as_posix())
-        if match is None or path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or not path.is_file():
-            continue
-        fields = match.groupdict()
+    for path, fields in matching_files(root, template, IMAGE_SUFFIXES):
         key = "\0".join([fields.pop("name", ""), *(value for _, value in sorted(fields.items()))])
         if key in found:
             raise SceneFormatError(f"Expected one file for each name, but '{found[key]}' and '{path}' share one. Remove or rename one.")

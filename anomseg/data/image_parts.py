@@ -86,7 +86,7 @@ def measured_images(images: Sequence[FolderImage]) -> list[FolderImage]:
         ValueError: images differ in their bands, or an image and its masks in size.
     """
     measured = [image.measured() for image in images]
-    counts = {image.stored: image.files.bands[0] for image in reversed(measured)}
+    counts = {image.stored if image.bands is None else len(image.bands): image.files.bands[0] for image in reversed(measured)}
     if len(counts) > 1:
         named = ", ".join(f"{count} in '{path}'" for count, path in sorted(counts.items()))
         raise ValueError(f"Expected images of as many bands, but got {named}. Convert them, or give their folders a module each.")

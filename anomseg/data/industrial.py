@@ -21,9 +21,10 @@ from anomseg.data.industrial_layouts import IndustrialLayout, IndustrialLayoutNa
 from anomseg.data.industrial_patches import PatchRule
 from anomseg.data.industrial_sets import IndustrialParts, IndustrialSet, TestDefects, predicted_images, shared_set
 from anomseg.data.industrial_split import IndustrialSplit, check_industrial_split
+from anomseg.data.mask_rules import MaskRule, calibration_mask, full_mask, held_out_mask
 from anomseg.data.scene import Scene
 from anomseg.data.scene_datamodule import SceneDataModule, SceneFacts, Stage
-from anomseg.data.scene_dataset import MaskRule, SceneDataset, SceneLoader, calibration_mask, full_mask, held_out_mask
+from anomseg.data.scene_dataset import SceneDataset, SceneLoader
 from anomseg.errors import SceneFormatError
 
 _BLOCKS = 4  # along the shorter side, where blocks calibrate: smaller ones would leave features of patches hardly a place free of them

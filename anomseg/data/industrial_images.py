@@ -7,17 +7,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from anomseg.data.class_masks import file_shape, read_class_ids
 from anomseg.data.hdf5_io import HDF5_SUFFIXES, read_hdf5
 from anomseg.data.industrial_layouts import GOOD, IndustrialFile, IndustrialLayout
 from anomseg.data.picture_io import check_picture
 from anomseg.data.raster_io import kept_bands, read_raster
+from anomseg.data.scaling import largest_value, scaled_image, scaled_mask
 from anomseg.data.scene import Scene
 from anomseg.data.scene_datamodule import SceneFacts
 from anomseg.errors import SceneFormatError
-from anomseg.functional.regions import label_regions
 from anomseg.functional.windows import Window
 from anomseg.sample import ANOMALY, IGNORE, NORMAL
 
@@ -130,8 +129,7 @@ class IndustrialImage:
             stored, valid = raster.image, torch.from_numpy(raster.valid)
         if stored.dtype.kind not in "biuf":
             raise SceneFormatError(f"Expected real numbers in '{path}', but got {stored.dtype}. Take the magnitude of complex data.")
-        whole = np.iinfo(stored.dtype).max if stored.dtype.kind in "iu" else 1.0
-        image = torch.from_numpy(np.require(stored, np.float32, ["C", "W"])) / (self.layout.maximum or whole)
+        image = torch.from_numpy(np.require(stored, np.float32, ["C", "W"])) / (self.layout.maximum or largest_value(stored.dtype))
         finite = torch.isfinite(image).all(0) if valid is None else torch.isfinite(image).all(0) & valid
         return image if bool(finite.all()) else torch.where(finite, image, torch.nan)
 
@@ -171,40 +169,3 @@ def as_channels(image: Tensor, channels: int | None, source: str = "image") -> T
         f"Expected an image of {channels} bands, of one band, or of three to make one of, but '{source}' has {len(image)}. Pick bands with "
         "bands=, or give data sets of different bands a model each."
     )
-
-
-def scaled_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Scale an image smoothly, averaging where it shrinks; pixels without data stay so and do not bleed.
-
-    Args:
-        image: (C, H, W) float32, NaN where there is no data.
-        size: (height, width) in pixels.
-
-    Returns:
-        (C, *size) float32.
-    """
-    valid = torch.isfinite(image).all(0)
-    if bool(valid.all()):
-        return F.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
-    weighed = torch.cat([torch.where(valid, image, 0.0), valid[None].float()])
-    smooth = F.interpolate(weighed[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
-    return torch.where(smooth[-1] >= 0.5, smooth[:-1] / smooth[-1].clamp_min(1e-6), torch.nan)
-
-
-def scaled_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Scale a mask by its nearest pixels; a region of defect that none of them hits takes the pixels that it touches.
-
-    Args:
-        mask: (H, W) int64 of 0, 1, 255.
-        size: (height, width) in pixels.
-
-    Returns:
-        (*size) int64 of 0, 1, 255.
-    """
-    scaled = F.interpolate(mask[None, None].double(), size, mode="nearest-exact")[0, 0].long()
-    regions, count = label_regions(mask == ANOMALY)
-    hit = F.interpolate(regions[None, None].double(), size, mode="nearest-exact")[0, 0].long()
-    for number in sorted(set(range(1, count + 1)) - set(torch.unique(hit).tolist())):  # cost: one pass for each region that was missed
-        touched = F.adaptive_max_pool2d((regions == number).float()[None], size)[0] > 0
-        scaled[touched] = ANOMALY
-    return scaled

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +12,8 @@ from anomseg.data.class_rule import BINARY, ClassAsNormal, ClassTable
 from anomseg.data.image_folders import IMAGE_SUFFIXES, Encoding
 from anomseg.data.industrial_patches import PatchRule
 from anomseg.data.industrial_split import IndustrialSplit, SessionSplit
-from anomseg.errors import SceneNotFoundError
+from anomseg.data.path_template import matching_files
+from anomseg.errors import SceneFormatError, SceneNotFoundError
 
 IndustrialLayoutName = Literal["mvtec", "folders", "magnetic_tile", "crackforest", "deeppcb"]
 GOOD = "good"
@@ -151,6 +152,7 @@ def find_industrial(root: str | Path, layout: IndustrialLayout, categories: tupl
 
     Raises:
         SceneNotFoundError: the folder is missing, holds no image of this layout, or none of a category; the message lists what it holds.
+        SceneFormatError: two images share a name, or two masks an image.
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
@@ -171,17 +173,24 @@ def find_industrial(root: str | Path, layout: IndustrialLayout, categories: tupl
     missing = sorted(set(categories or ()) - set(held_categories))
     if missing:
         raise SceneNotFoundError(f"Expected the categories {missing} in '{folder}', but it holds {held_categories}. Correct categories=.")
-    return sorted((file for file in found if categories is None or file.category in categories), key=lambda file: file.name)
+    chosen = sorted((file for file in found if categories is None or file.category in categories), key=lambda file: file.name)
+    for one, other in pairwise(chosen):
+        if one.name == other.name:
+            raise SceneFormatError(f"Expected one image of each name, but '{one.path}' and '{other.path}' share one. Remove or rename one.")
+    return chosen
 
 
 def _found(folder: Path, layout: IndustrialLayout, images: str, masks: str | None) -> list[IndustrialFile]:
     mask_of: dict[tuple[str, ...], Path] = {}
     words = [word for word in ("category", "part", "defect", "name") if masks is not None and f"{{{word}}}" in masks]
-    for path, fields in [] if masks is None else _listed(folder, masks):
-        mask_of[tuple(fields.get(word, "") for word in words)] = path
+    for path, fields in [] if masks is None else matching_files(folder, masks, IMAGE_SUFFIXES):
+        key = tuple(fields.get(word, "") for word in words)
+        if key in mask_of:
+            raise SceneFormatError(f"Expected one mask for each image, but '{mask_of[key]}' and '{path}' share one. Remove or rename one.")
+        mask_of[key] = path
     taken = set(mask_of.values())  # the mask of an image may look like an image of its folder
     files = []
-    for path, fields in _listed(folder, images):
+    for path, fields in matching_files(folder, images, IMAGE_SUFFIXES):
         defect = fields.get("defect")
         part = fields.get("part")
         if path in taken or (part is not None and part not in (layout.train, layout.test)):
@@ -198,23 +207,3 @@ def _found(folder: Path, layout: IndustrialLayout, images: str, masks: str | Non
             )
         )
     return files
-
-
-def _listed(folder: Path, template: str) -> list[tuple[Path, dict[str, str]]]:
-    """List the files that a template names, with what its words stand for."""
-    pattern, seen = "", set()
-    for piece in re.split(r"(\{\w+\}|\*)", template):
-        word = piece[1:-1]
-        if piece == "*":
-            pattern += "[^/]*?"
-        elif piece.startswith("{"):
-            pattern += f"(?P={word})" if word in seen else f"(?P<{word}>[^/]+)"
-            seen.add(word)
-        else:
-            pattern += re.escape(piece)
-    listed = []
-    for path in sorted(folder.glob(re.sub(r"\{\w+\}", "*", template))):
-        match = re.fullmatch(pattern, path.relative_to(folder).as_posix())
-        if match is not None and path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-            listed.append((path, match.groupdict()))
-    return listed

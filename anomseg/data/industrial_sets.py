@@ -28,6 +28,7 @@ from anomseg.data.industrial_split import (
     kept_together,
     share_out,
 )
+from anomseg.data.path_template import matching_files
 from anomseg.errors import SceneNotFoundError
 from anomseg.sample import ANOMALY, IGNORE
 
@@ -141,10 +142,10 @@ def predicted_images(root: str | Path, layout: IndustrialLayout, category: str) 
     try:
         files = find_industrial(folder, layout)
     except SceneNotFoundError:
-        paths = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES] if folder.is_dir() else []
-        if not paths:
+        direct = matching_files(folder, "{name}.*", IMAGE_SUFFIXES) if folder.is_dir() else []
+        if not direct:
             raise
-        files = [IndustrialFile(path, None, category, None, None, path.stem) for path in paths]
+        files = [IndustrialFile(path, None, category, None, None, path.stem) for path, _ in direct]
     return [_judged(IndustrialImage(file, layout).measured()) for file in files]
 
 

@@ -11,7 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,17 +19,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from anomseg.data.outlier_files import PictureMemory, changed_at, visible_files
 from anomseg.data.picture_io import rasterised, read_picture
 from anomseg.data.raster_io import read_mask_bands
 from anomseg.errors import SceneFormatError, SceneNotFoundError
 from anomseg.sample import IGNORE
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 DRIVING_CATEGORIES = ("person", "bicycle", "car", "motorcycle", "bus", "train", "truck", "traffic light", "stop sign")
 """Categories of COCO that are known classes of driving scenes."""
 _DRAWS = 8
 _MASKS = 64  # read until one of them shows an object
 _LEAST_TEXTURE = 0.02  # standard deviation in [0, 1]
+_MEMORY = PictureMemory(2**27)
 
 
 class OutlierSource(ABC):
@@ -42,7 +43,7 @@ class OutlierSource(ABC):
 
 @dataclass(frozen=True)
 class RGBACutouts(OutlierSource):
-    """Take PNG files with an alpha channel.
+    """Take PNG files with an alpha channel. Up to 128 MB of the latest ones, and of `TextureCrops`, stay in memory.
 
     Attributes:
         folder: holds the files.
@@ -72,7 +73,8 @@ class RGBACutouts(OutlierSource):
         Raises:
             SceneNotFoundError: the folder, the table or one of its files is missing, or nothing is left.
         """
-        return _cutouts(self)
+        folder = Path(self.folder)
+        return _cutouts(self, changed_at(folder), 0 if self.index is None else changed_at(folder / self.index))
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """Draw a cut-out; see the base class.
@@ -81,18 +83,18 @@ class RGBACutouts(OutlierSource):
             SceneFormatError: a file has no alpha channel.
         """
         files = self.files()
-        return _rgba(files[int(torch.randint(len(files), (), generator=generator))])
+        return _MEMORY.get(files[int(torch.randint(len(files), (), generator=generator))], _rgba).float() / 255
 
 
-@cache
-def _cutouts(source: RGBACutouts) -> tuple[Path, ...]:
+@lru_cache(maxsize=16)
+def _cutouts(source: RGBACutouts, *changed: int) -> tuple[Path, ...]:
     folder = Path(source.folder)
     if not folder.is_dir():
         raise SceneNotFoundError(f"Expected a folder of cut-outs at '{folder}', but there is none. Correct folder=, or use another source.")
     if source.index is None:
-        files = sorted(folder.glob("*.png"))
+        files = list(visible_files(folder, (".png",)))
     else:
-        with (folder / source.index).open(newline="") as table:
+        with (folder / source.index).open(newline="", encoding="utf-8") as table:
             rows = list(csv.DictReader(table))
         files = sorted(folder / f"{row['name']}.png" for row in rows if row["known_driving_class"] == "0")
     if source.part != "all":
@@ -105,7 +107,6 @@ def _cutouts(source: RGBACutouts) -> tuple[Path, ...]:
     return tuple(files)
 
 
-@lru_cache(maxsize=1024)
 def _rgba(path: Path) -> Tensor:
     picture = read_picture(path)
     if len(picture) not in (2, 4):
@@ -154,7 +155,7 @@ class MaskedObjects(OutlierSource):
         """
         if Path(self.annotations).is_dir():
             return self._of_mask(generator)
-        objects = _annotated(self)
+        objects = _annotated(self, changed_at(Path(self.annotations)))
         for _ in range(_DRAWS):
             name, polygons = objects[int(torch.randint(len(objects), (), generator=generator))]
             colour = read_picture(Path(self.images) / name)[:3].expand(3, -1, -1)
@@ -167,7 +168,7 @@ class MaskedObjects(OutlierSource):
 
     def _of_mask(self, generator: torch.Generator) -> Tensor:
         """Draw an object of an id mask; masks that show nothing of use are drawn again."""
-        masks = _masks(self)
+        masks = _masks(self, changed_at(Path(self.images)), changed_at(Path(self.annotations)))
         for index in torch.randperm(len(masks), generator=generator)[:_MASKS].tolist():
             image, mask = masks[index]
             ids = torch.from_numpy(read_mask_bands(mask)[0][0].astype("int64"))
@@ -193,15 +194,15 @@ def _picture_of(path: Path, mask: Path, ids: Tensor) -> Tensor:
     return picture
 
 
-@cache
-def _masks(source: MaskedObjects) -> tuple[tuple[Path, Path], ...]:
+@lru_cache(maxsize=16)
+def _masks(source: MaskedObjects, *changed: int) -> tuple[tuple[Path, Path], ...]:
     if any(isinstance(known, str) for known in source.exclude):
         raise ValueError(
             f"Expected ids in exclude= for the masks of '{source.annotations}', which have no names, but got {source.exclude}. Give the "
             "ids of known classes, or exclude=() where no image shows one."
         )
-    images = {path.stem: path for path in sorted(Path(source.images).iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
-    found = tuple((images[path.stem], path) for path in sorted(Path(source.annotations).glob("*.png")) if path.stem in images)
+    images = {path.stem: path for path in visible_files(Path(source.images))}
+    found = tuple((images[path.stem], path) for path in visible_files(Path(source.annotations), (".png",)) if path.stem in images)
     if not found:
         raise SceneNotFoundError(
             f"Expected masks (.png) in '{source.annotations}' named as the images of '{source.images}', but found none."
@@ -209,12 +210,12 @@ def _masks(source: MaskedObjects) -> tuple[tuple[Path, Path], ...]:
     return found
 
 
-@cache
-def _annotated(source: MaskedObjects) -> tuple[tuple[str, list[list[float]]], ...]:
+@lru_cache(maxsize=4)
+def _annotated(source: MaskedObjects, changed: int) -> tuple[tuple[str, list[list[float]]], ...]:
     path = Path(source.annotations)
     if not path.is_file():
         raise SceneNotFoundError(f"Expected annotations at '{path}', but there is no such file. Give a JSON file as COCO writes it.")
-    content: Any = json.loads(path.read_text())
+    content: Any = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
         held = sorted(content)[:8] if isinstance(content, dict) else type(content).__name__
         raise SceneFormatError(f"Expected 'images', 'annotations' and 'categories' in '{path}', as COCO writes them, but got {held}.")
@@ -273,7 +274,7 @@ class TextureCrops(OutlierSource):
     """Fill smooth random shapes with crops of images, whatever these show; choose images that show no known class.
 
     Crops without texture, such as sky, are drawn again; label files among the images would teach black and white shapes, so name the
-    folder of the images alone. The latest 64 images stay in memory.
+    folder of the images alone.
 
     Attributes:
         folder: holds the images, at any depth.
@@ -289,28 +290,23 @@ class TextureCrops(OutlierSource):
         Raises:
             SceneNotFoundError: the folder holds no image.
         """
-        files = _pictures(self.folder)
+        files = visible_files(Path(self.folder), deep=True)
+        if not files:
+            raise SceneNotFoundError(
+                f"Expected images of textures in '{self.folder}', but found none. Correct folder=, or use SyntheticOutliers()."
+            )
         for _ in range(_DRAWS):
-            picture = _texture(files[int(torch.randint(len(files), (), generator=generator))])
+            picture = _MEMORY.get(files[int(torch.randint(len(files), (), generator=generator))], _texture)
             side = min(self.side, *picture.shape[-2:])
             top, left = (int(torch.randint(length - side + 1, (), generator=generator)) for length in picture.shape[-2:])
-            crop = picture[:, top : top + side, left : left + side]
+            crop = picture[:, top : top + side, left : left + side].expand(3, -1, -1).float() / 255
             if float(crop.std()) > _LEAST_TEXTURE:
                 break
         return torch.cat([crop, blob(generator, side)[None]])
 
 
-@cache
-def _pictures(folder: str) -> tuple[Path, ...]:
-    files = tuple(sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES))
-    if not files:
-        raise SceneNotFoundError(f"Expected images of textures in '{folder}', but found none. Correct folder=, or use SyntheticOutliers().")
-    return files
-
-
-@lru_cache(maxsize=64)
 def _texture(path: Path) -> Tensor:
-    return read_picture(path)[:3].expand(3, -1, -1)
+    return read_picture(path)[:3]
 
 
 @dataclass(frozen=True)

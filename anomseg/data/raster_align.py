@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import numpy as np
 
+from anomseg.data.raster_alpha import is_alpha_mistaken
 from anomseg.data.raster_io import Raster, Transform, opened_raster, raster_of, six
 from anomseg.functional.windows import Window
 
@@ -74,6 +76,25 @@ class Grid:
             "transforms if the pixels do correspond."
         )
 
+    def check_same(self, other: Grid, path: str | Path, first: str | Path) -> None:
+        """Refuse another grid of this one's size that lies elsewhere, where nothing would align them; other sizes pass.
+
+        Args:
+            other: the grid.
+            path: of its file, for the message.
+            first: of this one's file.
+
+        Raises:
+            ValueError: both have a transform, and these or their coordinate reference systems differ.
+        """
+        self.check_place(other, path, first)
+        if self.size == other.size and not self.matches(other):
+            ours, theirs = ((_rounded(grid.transform or ()), _named(grid.crs)) for grid in (self, other))
+            raise ValueError(
+                f"Expected '{path}' on the pixels of '{first}', at {ours[0]} in {ours[1]}, but it lies at {theirs[0]} in {theirs[1]}. "
+                "Is it of another image? If not, warp it onto these pixels, such as with gdalwarp."
+            )
+
     def affine(self) -> Any:
         """Give the pixel-to-map transform as rasterio's object.
 
@@ -98,8 +119,12 @@ def _near(grid: Grid, other: Grid) -> bool:
     return bool((np.abs(differences) * reach).max() <= _NEAR * pixel)
 
 
-def _rounded(transform: Transform) -> tuple[float, ...]:
+def _rounded(transform: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(f"{value:.8g}") for value in transform)
+
+
+def _named(crs: str | None) -> str:
+    return "no CRS" if crs is None else crs.split('"')[1] if '"' in crs else crs
 
 
 def grid_of(path: Path) -> tuple[Grid, np.dtype[Any]]:
@@ -166,13 +191,14 @@ def read_on_grid(path: Path, grid: Grid, window: Window | None = None, keep: Seq
         keep: see `read_raster`.
 
     Returns:
-        What `read_raster` returns, on that grid and as float32; ``valid`` is False outside of the raster's data.
+        What `read_raster` returns, on that grid and as float32; ``valid`` is False outside of the raster's data. Each band has the no-data
+        value that the file declares for it.
 
     Raises:
         SceneNotFoundError: the file is missing.
         SceneFormatError: the file is no raster.
     """
-    with opened_raster(path) as dataset, _warped(dataset, grid, "bilinear", dataset.nodata) as view:
+    with opened_raster(path) as dataset, _warped(dataset, grid, "bilinear", dataset.nodatavals, keep) as view:
         return raster_of(dataset, view, path, window, keep)
 
 
@@ -191,33 +217,53 @@ def read_mask_on_grid(path: Path, grid: Grid, window: Window | None = None) -> t
         SceneNotFoundError: the file is missing.
         SceneFormatError: the file is no raster.
     """
-    with opened_raster(path) as dataset, _warped(dataset, grid, "nearest", dataset.nodata or None) as view:
+    with opened_raster(path) as dataset, _warped(dataset, grid, "nearest", [dataset.nodata or None] * dataset.count) as view:
         raster = raster_of(dataset, view, path, window)
     return raster.image, raster.valid
 
 
 @contextmanager
-def _warped(dataset: Any, grid: Grid, resampling: str, nodata: float | None) -> Iterator[Any]:
+def _warped(dataset: Any, grid: Grid, resampling: str, nodata: Sequence[float | None], keep: Sequence[int] | None = None) -> Iterator[Any]:
     from rasterio.enums import Resampling
     from rasterio.errors import NodataShadowWarning
     from rasterio.vrt import WarpedVRT
 
-    view = WarpedVRT(
-        dataset,
-        crs=grid.crs,
-        transform=grid.affine(),
-        height=grid.size[0],
-        width=grid.size[1],
-        resampling=Resampling[resampling],
-        src_nodata=nodata,
-        nodata=np.nan,  # also for what lies outside of the source, whose own type may have no value to spare
-        dtype="float32",
-        UNIFIED_SRC_NODATA="NO",  # a pixel is without data where any of its bands is
-        **_scale(grid, _grid(dataset)),
-    )
-    with view, warnings.catch_warnings():
+    with ExitStack() as opened:
+        source, unknown = dataset, nodata[0]
+        if is_alpha_mistaken(dataset, keep) or any(value != unknown for value in nodata):  # NaN differs from itself, which is no matter
+            source, unknown = opened.enter_context(_plain(dataset, nodata)), np.nan
+        view = WarpedVRT(
+            source,
+            crs=grid.crs,
+            transform=grid.affine(),
+            height=grid.size[0],
+            width=grid.size[1],
+            resampling=Resampling[resampling],
+            src_nodata=unknown,
+            nodata=np.nan,  # also for what lies outside of the source, whose own type may have no value to spare
+            dtype="float32",
+            UNIFIED_SRC_NODATA="NO",  # a pixel is without data where any of its bands is
+            **_scale(grid, _grid(dataset)),
+        )
+        opened.enter_context(view)
+        opened.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", NodataShadowWarning)  # the view's no-data value holds what an alpha band hides, too
         yield view
+
+
+def _plain(dataset: Any, nodata: Sequence[float | None]) -> Any:
+    """Open a view of a raster with NaN for the no-data value of each band and without an alpha band, as warping knows one value alone."""
+    import rasterio
+
+    name, bands = escape(str(Path(dataset.name).resolve())), []
+    for band, value in zip(dataset.indexes, nodata, strict=True):
+        lacking = "" if value is None else f"<NODATA>{float(value)!r}</NODATA>"
+        bands.append(
+            f'<VRTRasterBand dataType="Float32" band="{band}"><NoDataValue>nan</NoDataValue><ComplexSource><SourceFilename '
+            f'relativeToVRT="0">{name}</SourceFilename><SourceBand>{band}</SourceBand>{lacking}</ComplexSource></VRTRasterBand>'
+        )
+    place = f"<SRS>{escape(dataset.crs.to_wkt())}</SRS><GeoTransform>{', '.join(map(repr, dataset.transform.to_gdal()))}</GeoTransform>"
+    return rasterio.open(f'<VRTDataset rasterXSize="{dataset.width}" rasterYSize="{dataset.height}">{place}{"".join(bands)}</VRTDataset>')
 
 
 def _scale(grid: Grid, source: Grid) -> dict[str, float]:

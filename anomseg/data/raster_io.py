@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from anomseg.data.raster_alpha import colour_bands, is_alpha_mistaken, valid_pixels
 from anomseg.data.raster_length import check_end, check_length
 from anomseg.errors import SceneFormatError, SceneNotFoundError
 from anomseg.functional.windows import Window
@@ -29,7 +30,8 @@ class Raster:
     """Hold a raster as stored, and what its file says about it.
 
     Attributes:
-        image: (C, H, W) in the stored dtype (float32 where a reflectance scale factor applies); alpha and bad bands are left out.
+        image: (C, H, W) in the stored dtype (float32 where a reflectance scale factor applies). Bad bands are left out, and so is alpha:
+            see `colour_bands`.
         valid: (H, W) bool, False where a band is without data by the no-data value, the mask or the alpha band.
         wavelength: C band centres in nanometres, or None.
         transform: affine pixel-to-map coefficients (a, b, c, d, e, f), or None.
@@ -43,15 +45,15 @@ class Raster:
     crs: str | None
 
 
-def raster_shape(path: Path) -> tuple[int, int, int]:
-    """Read the (bands, height, width) that `read_raster` returns, from the header alone.
+def raster_shape(path: Path, keep: Sequence[int] | None = None) -> tuple[int, int, int]:
+    """Read (bands, height, width) of what `read_raster` chooses its bands from: of the header, and of a band that may be alpha.
 
     Raises:
         SceneNotFoundError: the file is missing.
         SceneFormatError: the file is no raster.
     """
     with opened_raster(path) as dataset:
-        return len(_good_bands(dataset, path)), int(dataset.height), int(dataset.width)
+        return len(_good_bands(dataset, path, keep)), int(dataset.height), int(dataset.width)
 
 
 def read_raster(path: Path, window: Window | None = None, keep: Sequence[int] | None = None) -> Raster:
@@ -63,7 +65,8 @@ def read_raster(path: Path, window: Window | None = None, keep: Sequence[int] | 
     Args:
         path: the raster; for ENVI the ``.hdr`` or the data file beside it.
         window: (row, column, height, width) in pixels; None reads the whole raster, a window nothing beyond its blocks.
-        keep: indices from 0 of the bands to read, in this order; None reads all, in file order. Others do not touch the validity.
+        keep: indices from 0 of the bands to read, in this order; None reads all, in file order. Others do not touch the validity. An alpha
+            band that is named here is a band.
 
     Returns:
         The bands, with validity, wavelengths and georeference.
@@ -95,13 +98,13 @@ def raster_of(dataset: Any, pixels: Any, path: Path, window: Window | None = Non
         window: as in `read_raster`, in pixels of the view.
         keep: as in `read_raster`.
     """
-    good = _good_bands(dataset, path)
+    good = _good_bands(dataset, path, keep)
     kept = kept_bands(len(good), keep, path)
     bands = [good[index] for index in kept]
     wavelength = _wavelengths(dataset, good)  # of all, whose range tells the unit where the file does not
     part = _part(window)
     image = pixels.read(bands, window=part)
-    valid = (pixels.read_masks(bands, window=part) > 0).all(axis=0)
+    valid = valid_pixels(pixels, bands, part, is_alpha_mistaken(dataset, keep))
     envi = dataset.tags(ns="ENVI")
     if "reflectance_scale_factor" in envi:
         image = (image / float(envi["reflectance_scale_factor"])).astype(np.float32)
@@ -148,7 +151,7 @@ def read_mask_bands(path: Path, window: Window | None = None) -> tuple[np.ndarra
         SceneFormatError: the file is cut short or no raster.
     """
     with opened_raster(path) as dataset:
-        bands, nodata = dataset.read(_colour_bands(dataset), window=_part(window)), dataset.nodata
+        bands, nodata = dataset.read(colour_bands(dataset), window=_part(window)), dataset.nodata
         known = ~np.isnan(bands).any(axis=0) if bands.dtype.kind in "fc" else np.ones(bands.shape[1:], bool)
         if nodata:  # NaN finds nothing here
             known &= ~(bands == nodata).all(axis=0)
@@ -235,7 +238,7 @@ def envi_header(path: Path) -> Path | None:
     """
     if path.suffix.lower() == ".hdr":
         return path
-    return _sibling(path, [f"{path.stem}.hdr", f"{path.name}.hdr"])
+    return file_beside(path.parent, [f"{path.stem}.hdr", f"{path.name}.hdr"])
 
 
 def envi_data(header: Path) -> Path | None:
@@ -247,15 +250,16 @@ def envi_data(header: Path) -> Path | None:
     Returns:
         The file of the same stem without a suffix or with .img, .dat, .bil, .bip, .bsq or .raw, in any case of letters, or None.
     """
-    return _sibling(header, [header.stem + suffix for suffix in ENVI_DATA_SUFFIXES])
+    return file_beside(header.parent, [header.stem + suffix for suffix in ENVI_DATA_SUFFIXES])
 
 
-def _sibling(path: Path, names: list[str]) -> Path | None:
-    if not path.parent.is_dir():
+def file_beside(folder: Path, names: Sequence[str]) -> Path | None:
+    """Find the first of some files that a folder holds, in any case of letters; None where it holds none."""
+    if not folder.is_dir():
         return None
-    beside = {entry.name.lower(): entry for entry in sorted(path.parent.iterdir())}
+    beside = {entry.name.lower(): entry for entry in sorted(folder.iterdir())}
     for name in names:
-        exact, other_case = path.with_name(name), beside.get(name.lower())
+        exact, other_case = folder / name, beside.get(name.lower())
         for found in (exact, other_case):
             if found is not None and found.is_file():
                 return found
@@ -292,15 +296,8 @@ def opened_raster(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def _colour_bands(dataset: Any) -> list[int]:
-    from rasterio.enums import ColorInterp
-
-    bands = [index for index, kind in zip(dataset.indexes, dataset.colorinterp, strict=True) if kind != ColorInterp.alpha]
-    return bands or list(dataset.indexes)
-
-
-def _good_bands(dataset: Any, path: Path) -> list[int]:
-    bands = _colour_bands(dataset)
+def _good_bands(dataset: Any, path: Path, keep: Sequence[int] | None = None) -> list[int]:
+    bands = colour_bands(dataset, keep)
     listed = dataset.tags(ns="ENVI").get("bbl")
     if listed is None:
         return bands

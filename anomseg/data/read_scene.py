@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anomseg.data.binary_mask import coding_of, is_lossy, marked_pixels
 from anomseg.data.mat_io import read_mat, read_mat_mask
-from anomseg.data.raster_io import ENVI_DATA_SUFFIXES, Raster, envi_header, kept_bands, read_raster, read_raster_mask
+from anomseg.data.path_template import is_hidden
+from anomseg.data.raster_align import grid_of
+from anomseg.data.raster_io import ENVI_DATA_SUFFIXES, Raster, envi_header, file_beside, kept_bands, read_raster, read_raster_mask
 from anomseg.data.scene import Scene
 from anomseg.errors import SceneFormatError, SceneNotFoundError
 from anomseg.sample import ANOMALY, IGNORE, NORMAL
 
 Root = str | Path | Sequence[str | Path]
 SCENE_SUFFIXES = (".mat", ".hdr", ".tif", ".tiff", ".npy", *(suffix for suffix in ENVI_DATA_SUFFIXES if suffix))
-MASK_SUFFIXES = (".png", ".bmp", *SCENE_SUFFIXES)
+PICTURE_SUFFIXES = (".png", ".bmp")
+MASK_SUFFIXES = (*PICTURE_SUFFIXES, *SCENE_SUFFIXES)
+ARRAY_SUFFIXES = (".mat", ".npy")
 _logger = logging.getLogger("anomseg")
 
 
@@ -51,7 +58,7 @@ def read_scene(
         SceneNotFoundError: a file is missing.
         SceneFormatError: a file is unreadable, of an unknown kind, or holds complex, object or empty arrays.
         MissingDependencyError: a MATLAB v7.3 file meets an installation without h5py.
-        ValueError: the truth does not fit the image, or a band to keep does not exist.
+        ValueError: the truth does not fit the image, or lies elsewhere on earth, or a band to keep does not exist.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -73,6 +80,8 @@ def read_scene(
     valid = np.isfinite(image).all(axis=0)
     if raster is None:
         return _finish(scene_name(path), image, valid, mask)
+    if mask_path is not None and raster.transform is not None and Path(mask_path).suffix.lower() not in ARRAY_SUFFIXES:
+        grid_of(path)[0].check_same(grid_of(Path(mask_path))[0], mask_path, path)
     return _finish(scene_name(path), image, valid & raster.valid, mask, raster)
 
 
@@ -122,24 +131,21 @@ def read_mask(path: str | Path, mask_key: str | None = None) -> Tensor:
 def as_mask(values: np.ndarray[Any, Any], source: str | Path = "array") -> Tensor:
     """Bring stored truth values to 0 normal, 1 anomaly, 255 ignored.
 
-    The rule, in this order:
-
-    1. NaN and negative values are ignored (255).
-    2. If what remains is nothing but 0 and 255, with both present, it is a black and white image: 255 is anomaly.
-    3. If what remains is nothing but 0, 1 and 255, then 255 is ignored. This includes an array of 255 alone.
-    4. Otherwise every value above 0 is anomaly, 255 too.
+    NaN and negative values are ignored (255); the others mean what `coding_of` says: 0 and 1 with 255 ignored, or 0 and 255, or greys of a
+    picture. In an array, or a file that is no picture, other values number the objects of the scene: all above 0 are anomalies, 255 too.
 
     So a truth with ignored pixels must be written with its anomalies as 1, and needs at least one of them.
 
     Args:
         values: (H, W) real numbers or bool; axes of length 1 beside them are dropped.
-        source: the file, for messages.
+        source: the file, whose suffix tells pictures (PNG, BMP, JPEG) from arrays, and for messages.
 
     Returns:
         (H, W) int64 of 0, 1 and 255.
 
     Raises:
-        SceneFormatError: the array is empty, not 2-D, or neither numbers nor bool.
+        SceneFormatError: the array is empty, not 2-D, or neither numbers nor bool, or a picture holds numbers other than 0 and 1, and no
+            white.
     """
     _check_real(values, source)
     plane = values
@@ -148,12 +154,21 @@ def as_mask(values: np.ndarray[Any, Any], source: str | Path = "array") -> Tenso
     if plane.ndim != 2:
         raise SceneFormatError(f"Expected a truth map of shape (H, W) in '{source}', but got {values.shape}. Pick one channel of it.")
     void = np.isnan(plane) | (plane < 0)
-    found = set(np.unique(plane[~void]).tolist())
-    if found <= {0, 1, 255} and found != {0, 255}:
-        void |= plane == 255
-    mask = np.where(plane > 0, ANOMALY, NORMAL).astype(np.int64)
-    mask[void] = IGNORE
+    found = np.unique(plane[~void]).tolist()
+    coding = coding_of(source, lambda: found)
+    if coding == "numbers" and _is_picture(source):
+        raise SceneFormatError(
+            f"Expected a picture of 0 and 1, or of black and white with values above 127, in '{source}', but got the values "
+            f"[{', '.join(f'{value:g}' for value in found[:16])}]. Store 0 and 255, or numbered objects as .npy, .mat or .tif."
+        )
+    marked, known = marked_pixels(plane, "numbers" if coding == "grey" and not _is_picture(source) else coding)
+    mask = np.where(marked, ANOMALY, NORMAL).astype(np.int64)
+    mask[void | ~known] = IGNORE
     return torch.from_numpy(mask)
+
+
+def _is_picture(source: str | Path) -> bool:
+    return is_lossy(source) or Path(source).suffix.lower() in PICTURE_SUFFIXES
 
 
 def _bands_first(array: np.ndarray[Any, Any], path: Path, bands: Sequence[int] | None) -> np.ndarray[Any, Any]:
@@ -208,8 +223,9 @@ def find_scenes(root: Root) -> list[Path]:
     """List the scene files that a folder, a glob pattern, a file, or a list of these names.
 
     Args:
-        root: a folder (the readable files directly in it, hidden ones left out), a pattern such as ``"scenes/**/*.mat"``, a file, or a
-            list of these. An ENVI pair counts once, by its header; data files without a header are left out of folders and patterns.
+        root: a folder (the readable files directly in it), a pattern such as ``"scenes/**/*.mat"``, a file, or a list of these. Folders and
+            patterns leave out hidden files, what lies in hidden folders unless the pattern names these, and ENVI data files without a
+            header. An ENVI pair counts once, by its header.
 
     Returns:
         Paths, sorted within each entry of the list, each once.
@@ -226,15 +242,22 @@ def find_scenes(root: Root) -> list[Path]:
         elif path.is_dir():
             files = _scenes_among(path.iterdir())
         else:
-            anchor = Path(path.anchor or ".")
-            pattern = str(path.relative_to(path.anchor))
-            files = _scenes_among(anchor.glob(pattern)) if any(sign in pattern for sign in "*?[") else []
+            files = _scenes_among(_matching(path))
         if not files:
             raise _nothing_found(entry, path)
         found.update(dict.fromkeys(files))
     if not found:
         raise _nothing_found(root, None)
     return list(found)
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """List what a glob pattern names, without hidden files and folders that it does not name itself."""
+    fixed = Path(*takewhile(lambda part: not any(sign in part for sign in "*?["), pattern.parts))
+    if fixed == pattern:
+        return []
+    below = str(pattern.relative_to(fixed))
+    return [path for path in fixed.glob(below) if not is_hidden(path.relative_to(fixed), below)]
 
 
 def _scenes_among(files: Iterable[Path]) -> list[Path]:
@@ -255,15 +278,31 @@ def find_mask(folder: Path, scene: Path) -> Path | None:
     """Find the truth of a scene in a folder of truths.
 
     Args:
-        folder: holds truths under the scenes' stems.
+        folder: holds truths under the scenes' stems, in any case of letters.
         scene: the scene's file. In its own folder only a .png or .bmp can be its truth.
 
     Returns:
         The first file in the order of ``MASK_SUFFIXES``, or None.
     """
-    suffixes = MASK_SUFFIXES[:2] if folder.resolve() == scene.parent.resolve() else MASK_SUFFIXES
-    candidates = (folder / f"{scene_name(scene)}{suffix}" for suffix in suffixes)
-    return next((path for path in candidates if path.is_file()), None)
+    suffixes = PICTURE_SUFFIXES if folder.resolve() == scene.parent.resolve() else MASK_SUFFIXES
+    return file_beside(folder, [f"{scene_name(scene)}{suffix}" for suffix in suffixes])
+
+
+def find_masks(folder: Path, scenes: Sequence[Path]) -> dict[Path, Path | None]:
+    """Find the truths of scenes in a folder of truths, as `find_mask` does.
+
+    Returns:
+        The truth of each scene, or None. A warning lists the scenes without one where others have theirs.
+    """
+    masks = {path: find_mask(folder, path) for path in scenes}
+    lacking = [scene_name(path) for path, mask in masks.items() if mask is None]
+    if 0 < len(lacking) < len(scenes):
+        warnings.warn(
+            f"{len(lacking)} of {len(scenes)} scenes have no truth in '{folder}' under their name and one of {MASK_SUFFIXES}, and count as "
+            f"unlabelled: {lacking[:16]}{', ...' if len(lacking) > 16 else ''}.",
+            stacklevel=3,
+        )
+    return masks
 
 
 def _nothing_found(looked_for: object, path: Path | None) -> SceneNotFoundError:

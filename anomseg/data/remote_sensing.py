@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import reduce
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from anomseg.data.augment import Augmentation
 from anomseg.data.class_rule import ClassAsNormal
 from anomseg.data.crops import CropDataset
 from anomseg.data.folder_image import FolderImage
+from anomseg.data.group_split import GroupSplit
 from anomseg.data.image_folders import FolderLayout, LayoutName, Part, classes_of, layout_of
 from anomseg.data.image_parts import Parts, shared_images, unlabelled_images, usable_images
 from anomseg.data.image_split import NameSplit, ShareSplit
-from anomseg.data.scene_datamodule import SceneDataModule, Stage
-from anomseg.data.scene_dataset import SceneDataset, SceneLoader, calibration_mask, full_mask, held_out_mask
-from anomseg.functional.rx import BackgroundStatistics, merge_statistics, pixel_statistics
-from anomseg.sample import IGNORE
-
-
-@dataclass(frozen=True)
-class BandStatistics:
-    """Hold mean and standard deviation of each band, in units of the image.
-
-    Attributes:
-        mean: (C,) float64.
-        std: (C,) float64, of the population (divided by the count).
-        count: number of pixels behind them.
-    """
-
-    mean: Tensor
-    std: Tensor
-    count: int
+from anomseg.data.mask_rules import calibration_mask, full_mask, held_out_mask
+from anomseg.data.scene_datamodule import CACHE_BYTES, SceneDataModule, Stage
+from anomseg.data.scene_dataset import SceneDataset, SceneLoader
 
 
 class RemoteSensingDataModule(SceneDataModule):
@@ -44,7 +24,7 @@ class RemoteSensingDataModule(SceneDataModule):
     Training serves random crops of side ``tile``, drawn by seed, epoch and index alone; the other stages serve whole images, or windows of
     side ``tile``. Training keeps its anomalous pixels as 1: methods leave them out. Where nothing is set apart to validate, validation
     takes a seeded share of blocks of the training images (``calibration_share``), and these blocks are 255 in training. Test images count
-    in full. Values are served as stored; see ``band_statistics``.
+    in full. Values are served as stored.
 
     Masks, and image headers, are read once before a stage begins; images only when they are asked for.
 
@@ -57,10 +37,11 @@ class RemoteSensingDataModule(SceneDataModule):
         root: str | Path,
         layout: LayoutName | FolderLayout = "plain",
         classes: ClassAsNormal | None = None,
-        split: ShareSplit | NameSplit | None = None,
+        split: ShareSplit | NameSplit | GroupSplit | None = None,
         bands: list[int] | None = None,
         augment: Augmentation | None = None,
         crops: int = 1,
+        anomaly_share: float = 0.0,
         predict_root: str | Path | None = None,
         batch_size: int = 1,
         num_workers: int = 0,
@@ -69,6 +50,7 @@ class RemoteSensingDataModule(SceneDataModule):
         calibration_share: float = 0.25,
         calibration_block: int = 10,
         seed: int = 0,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         """Store the arguments, each as an attribute of its name.
 
@@ -81,15 +63,18 @@ class RemoteSensingDataModule(SceneDataModule):
                 others is no matter.
             augment: changes training samples.
             crops: training samples from each image in an epoch.
+            anomaly_share: share of the crops that hold an anomalous pixel, 0 to 1, where their image has one.
             predict_root: folder of images without truth that ``predict`` serves, laid out alike or lying directly in it; None serves the
                 test images.
             batch_size: samples a batch; evaluation takes 1 where images or windows differ in size.
-            num_workers: loader processes; 0 loads in the main one.
+            num_workers: loader processes, which share ``cache_bytes``; 0 loads in the main one.
             tile: side of a crop, and of a window, in pixels; None serves whole images.
             overlap: pixels that neighbouring windows share at least, 0 to ``tile - 1``.
             calibration_share: part of the blocks of training images that validates where no image does, above 0 and below 1.
             calibration_block: side of such a block in pixels.
             seed: of the split, the blocks, the order, the crops and the augmentation.
+            cache_bytes: images kept in memory for each stage, 512 MB by default; an image takes 4 bytes for each pixel and band. Of more
+                images than fit, each crop is read anew; of an image that alone does not fit, each window too.
 
         Raises:
             ValueError: an argument is out of its range, or a class is not one of the layout's.
@@ -97,8 +82,10 @@ class RemoteSensingDataModule(SceneDataModule):
         super().__init__(batch_size, num_workers, tile, overlap, calibration_share, calibration_block, "all", seed)
         if bands is not None and (not bands or min(bands) < 0 or len(set(bands)) < len(bands)):
             raise ValueError(f"Expected different band indices of at least 0, but got bands={bands}. Use None to keep all bands.")
-        if crops < 1:
-            raise ValueError(f"Expected at least one crop from each image, but got crops={crops}.")
+        if crops < 1 or not 0.0 <= anomaly_share <= 1.0 or cache_bytes < 0:
+            raise ValueError(
+                f"Expected crops >= 1, anomaly_share from 0 to 1 and cache_bytes >= 0, but got {crops}, {anomaly_share} and {cache_bytes}."
+            )
         self.root = root
         self.layout = layout
         self.classes = classes or ClassAsNormal()
@@ -106,6 +93,8 @@ class RemoteSensingDataModule(SceneDataModule):
         self.bands = bands
         self.augment = augment
         self.crops = crops
+        self.anomaly_share = anomaly_share
+        self.cache_bytes = cache_bytes
         self.predict_root = predict_root
         self._described = layout_of(layout)
         self.classes.ids(classes_of(self._described))  # raises where the layout does not know a class
@@ -143,22 +132,9 @@ class RemoteSensingDataModule(SceneDataModule):
             stage: what they are for.
         """
         if stage == "train":
-            return CropDataset(self._training_images(), self.tile, self.crops, self.augment, self.seed)
+            return CropDataset(self._training_images(), self.tile, self.crops, self.augment, self.seed, self.anomaly_share)
         by_blocks = stage == "val" and self._validates_on_blocks
         return self.scene_dataset(stage, self.block_rule(calibration_mask) if by_blocks else full_mask)
-
-    def band_statistics(self) -> BandStatistics:
-        """Compute mean and standard deviation of each band over the training pixels that count (mask 0 or 1).
-
-        Every training image is read once, and one at a time.
-
-        Raises:
-            ValueError: see ``scenes_of``.
-        """
-        dataset = self._training_images()
-        total = reduce(merge_statistics, (_statistics(dataset.cut(index)) for index in range(len(dataset))))
-        variance = total.scatter.diagonal() / total.count.clamp_min(1)
-        return BandStatistics(total.mean, variance.sqrt(), int(total.count))
 
     def _training_images(self) -> SceneDataset:
         return self.scene_dataset("train", self.block_rule(held_out_mask) if self._validates_on_blocks else full_mask, tiled=False)
@@ -176,7 +152,3 @@ class RemoteSensingDataModule(SceneDataModule):
         if part not in self._usable:
             self._usable[part] = usable_images(self._parts()[part], part)
         return self._usable[part]
-
-
-def _statistics(sample: Mapping[str, Any]) -> BackgroundStatistics:
-    return pixel_statistics(sample["image"].movedim(0, -1)[sample["mask"] != IGNORE])

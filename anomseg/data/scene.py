@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from anomseg.sample import ANOMALY, IGNORE, NORMAL, check_mask
@@ -52,6 +53,12 @@ class Scene:
             raise ValueError(
                 f"Expected integer labels of shape {self.size} to fit the image of scene '{self.name}', "
                 f"but got {tuple(self.label.shape)} {self.label.dtype}."
+            )
+        if self.label is not None and self.label.numel() and not 0 <= int(self.label.min()) <= int(self.label.max()) <= IGNORE:
+            wrong = torch.unique(self.label[(self.label < 0) | (self.label > IGNORE)])[:8].tolist()
+            raise ValueError(
+                f"Expected class ids of 0 to 254 in the labels of scene '{self.name}', and 255 where there is none, but got {wrong}. "
+                "Number the classes anew."
             )
         if self.image_label not in (None, NORMAL, ANOMALY, IGNORE):
             raise ValueError(

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, Protocol, final, runtime_checkable
 
 import lightning.pytorch as L
@@ -16,9 +15,10 @@ import torch.distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from anomseg.data.crops import CropDataset, VisitSampler
+from anomseg.data.mask_rules import BlockRule, MaskRule, calibration_mask, full_mask, held_out_mask, unlabelled_mask
 from anomseg.data.sampler import UnpaddedSampler
 from anomseg.data.scene import Scene
-from anomseg.data.scene_dataset import MaskRule, SceneDataset, SceneLoader, calibration_mask, full_mask, held_out_mask, unlabelled_mask
+from anomseg.data.scene_dataset import SceneDataset, SceneLoader
 from anomseg.functional.windows import tile_windows
 from anomseg.sample import ANOMALY, IGNORE, NORMAL, collate, finite_pixels
 
@@ -214,9 +214,9 @@ class SceneDataModule(L.LightningDataModule, ABC):
         return self._evaluation_loader("predict")
 
     @final
-    def block_rule(self, rule: Any) -> MaskRule:
+    def block_rule(self, rule: Any) -> BlockRule:
         """Bind ``calibration_mask`` or ``held_out_mask`` to the blocks of this module."""
-        return partial(rule, block=self.calibration_block, share=self.calibration_share, seed=self.seed)
+        return BlockRule(rule, self.calibration_block, self.calibration_share, self.seed)
 
     @final
     def scene_dataset(self, stage: Stage, rule: MaskRule, tiled: bool = True) -> SceneDataset:
@@ -232,9 +232,9 @@ class SceneDataModule(L.LightningDataModule, ABC):
         """
         loaders = self._checked(stage)
         sizes = [self._facts[load].size for load in loaders]
-        held = self.cache_bytes // max(1, self.num_workers)  # each worker holds scenes of its own
+        tile, overlap = (self.tile, self.overlap) if tiled else (None, 0)
         once = stage in ("val", "test")  # figures count every pixel once; training and maps want whole tiles
-        return SceneDataset(loaders, self.tile if tiled else None, self.overlap if tiled else 0, rule, sizes, held, count_once=once)
+        return SceneDataset(loaders, tile, overlap, rule, sizes, self.cache_bytes, once, max(1, self.num_workers))
 
     def _checked(self, stage: Stage) -> list[SceneLoader]:
         if stage not in self._of_stage:

@@ -7,19 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from anomseg.data.mask_rules import POINTWISE, BlockRule, MaskRule, full_mask
 from anomseg.data.read_scene import read_scene
 from anomseg.data.scene import Scene
-from anomseg.functional.windows import Window, random_blocks, tile_cores, tile_windows
+from anomseg.functional.windows import Window, tile_cores, tile_windows
 from anomseg.sample import ANOMALY, IGNORE, NORMAL, finite_pixels
 
 SceneLoader = Callable[[], Scene]
-MaskRule = Callable[[Tensor | None, tuple[int, int]], Tensor]
 _KEPT_SIZES = 8
 
 
@@ -35,7 +35,11 @@ class PartialScene(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Give the bytes that the whole image takes in memory."""
+        """Give the bytes that the whole image takes in memory, 0 where they are not known."""
+
+    @property
+    def exact_parts(self) -> bool:
+        """Say whether a part holds the very values of the whole, and costs no more than its share of it."""
 
 
 @runtime_checkable
@@ -49,80 +53,12 @@ class KnownTruth(Protocol):
         """Load the truth, (H, W) int64 of 0, 1 and 255."""
 
 
-def full_mask(mask: Tensor | None, size: tuple[int, int]) -> Tensor:
-    """Keep every pixel of the truth: the published protocol of testing.
-
-    Args:
-        mask: (H, W) int64 of 0, 1, 255, or None where there is no truth.
-        size: (height, width) of the scene in pixels.
-
-    Returns:
-        (H, W) int64, a copy; all 0 without truth.
-    """
-    return torch.full(size, NORMAL, dtype=torch.int64) if mask is None else mask.clone()
-
-
-def unlabelled_mask(mask: Tensor | None, size: tuple[int, int]) -> Tensor:
-    """Hide where anomalies are: a scene that is also tested must not tell those who learn from it.
-
-    Args:
-        mask: (H, W) int64 of 0, 1, 255, or None where there is no truth.
-        size: (height, width) of the scene in pixels.
-
-    Returns:
-        (H, W) int64: 255 where the truth is 255, 0 elsewhere.
-    """
-    kept = full_mask(mask, size)
-    return kept.masked_fill_(kept == ANOMALY, NORMAL)
-
-
-def calibration_mask(mask: Tensor | None, size: tuple[int, int], block: int = 10, share: float = 0.25, seed: int = 0) -> Tensor:
-    """Keep the truth inside seeded random blocks, and ignore the rest of the scene.
-
-    The calibration protocol: a method sees and scores the whole image, but its scores are calibrated, by their normal pixels (0) alone,
-    on a random share of blocks. ``held_out_mask`` with the same arguments keeps exactly the other pixels. Blocks depend on the size and
-    the seed only, never on the truth, so that knowing where anomalies lie cannot leak into them; scenes of one size share their blocks.
-
-    Args:
-        mask: (H, W) int64 of 0, 1, 255; None is taken as normal everywhere, which is how a scene without truth is calibrated.
-        size: (height, width) of the scene in pixels.
-        block: side of a block in pixels.
-        share: part of the blocks to keep, above 0 and below 1.
-        seed: draws the blocks.
-
-    Returns:
-        (H, W) int64 of 0, 1, 255: the truth inside the blocks, 255 outside.
-
-    Raises:
-        ValueError: a size is not positive, or the share does not lie in (0, 1).
-    """
-    return full_mask(mask, size).masked_fill_(~random_blocks(size, block, share, seed), IGNORE)
-
-
-def held_out_mask(mask: Tensor | None, size: tuple[int, int], block: int = 10, share: float = 0.25, seed: int = 0) -> Tensor:
-    """Ignore the blocks that ``calibration_mask`` keeps, and keep the truth elsewhere.
-
-    Args:
-        mask: (H, W) int64 of 0, 1, 255, or None for normal everywhere.
-        size: (height, width) of the scene in pixels.
-        block: side of a block in pixels.
-        share: part of the blocks that calibrate, above 0 and below 1.
-        seed: draws the blocks.
-
-    Returns:
-        (H, W) int64 of 0, 1, 255: 255 inside the blocks, the truth outside.
-
-    Raises:
-        ValueError: a size is not positive, or the share does not lie in (0, 1).
-    """
-    return full_mask(mask, size).masked_fill_(random_blocks(size, block, share, seed), IGNORE)
-
-
 class SceneDataset(Dataset[dict[str, Any]]):
     """Serve whole scenes, or overlapping tiles of them, as samples of the batch contract.
 
-    Scenes are read when asked for and the latest are kept in memory; nothing is normalised, so no statistics pass between scenes. It
-    pickles without the scenes it holds, for loader workers.
+    Scenes are read when asked for and the latest are kept in memory; nothing is normalised, so no statistics pass between scenes. Of a
+    scene that exceeds this memory, a tile is read without the rest where its loader can do that. It pickles without the scenes it holds,
+    for loader workers.
 
     Attributes:
         windows: (scene index, window) of every sample if tiled; None if whole.
@@ -137,6 +73,7 @@ class SceneDataset(Dataset[dict[str, Any]]):
         sizes: Sequence[tuple[int, int]] | None = None,
         cache_bytes: int = 2**29,
         count_once: bool = False,
+        processes: int = 1,
     ) -> None:
         """Store the scenes and, if tiled, plan their windows.
 
@@ -144,11 +81,13 @@ class SceneDataset(Dataset[dict[str, Any]]):
             scenes: loaders without arguments that return a ``Scene``, or paths for ``read_scene``.
             tile: side of a tile in pixels; None serves whole scenes. Tiles of a scene smaller than that are as large as the scene.
             overlap: pixels that neighbouring tiles share at least.
-            mask_rule: picks the truth that counts, from the whole scene's mask and size.
+            mask_rule: picks the truth that counts, from the whole scene's mask and size. Parts of scenes are read with `full_mask`,
+                `unlabelled_mask` and `BlockRule` alone; any other rule sees whole scenes.
             sizes: (height, width) of each scene in pixels; by default each scene is read once if tiled.
-            cache_bytes: images kept in memory, in bytes; the latest scene is always kept.
+            cache_bytes: images kept in memory, in bytes, by all processes together; each always keeps its latest scene.
             count_once: whether the truth of a pixel that tiles share is kept in one of them alone, and 255 in the others: figures then
                 count every pixel once. The last tile of an axis overlaps its neighbour wherever the side is no multiple of the tile.
+            processes: loader processes that hold scenes of their own; what is served does not depend on it.
 
         Raises:
             ValueError: there is no scene, ``sizes`` has another length, or the overlap is not smaller than the tile.
@@ -164,11 +103,13 @@ class SceneDataset(Dataset[dict[str, Any]]):
         self.overlap = overlap
         self.mask_rule = mask_rule
         self.sizes = sizes
-        self.cache_bytes = cache_bytes
+        self.cache_bytes = cache_bytes // processes
         self._cache: OrderedDict[int, tuple[Scene, Tensor]] = OrderedDict()
         self._kept: dict[tuple[int, int], Tensor] = {}
-        partial_scenes = [scene for scene in self.scenes if isinstance(scene, PartialScene)]
-        self._reads_parts = len(partial_scenes) == len(self.scenes) and sum(s.nbytes for s in partial_scenes) > cache_bytes
+        parted = [scene for scene in self.scenes if _is_partial(scene)]
+        known_rule = isinstance(mask_rule, BlockRule) or mask_rule in POINTWISE
+        self._parted = parted if known_rule and len(parted) == len(self.scenes) else []
+        self._crops_parts = sum(scene.nbytes for scene in self._parted) > cache_bytes
         self.windows: list[tuple[int, Window]] | None = None
         self._cores: list[Window] = []
         if tile is not None:
@@ -207,10 +148,11 @@ class SceneDataset(Dataset[dict[str, Any]]):
             IndexError: there is no such sample.
         """
         index = range(len(self))[index]
-        which, window = (index, None) if self.windows is None else self.windows[index]
-        sample = self.cut(which, window)
-        if window is None:
-            return sample
+        if self.windows is None:
+            return self.cut(index)
+        which, window = self.windows[index]
+        apart = self._parted and self._parted[which].exact_parts and self._parted[which].nbytes > self.cache_bytes
+        sample = self._part(which, window) if apart else self.cut(which, window)
         part = _within(self._cores[index], window) if self._cores else (slice(None), slice(None))
         if "image_label" in sample:
             sample["image_label"] = _tile_label(sample["image_label"], sample["mask"][part])
@@ -239,8 +181,6 @@ class SceneDataset(Dataset[dict[str, Any]]):
     def cut_once(self, which: int, window: Window) -> dict[str, Any]:
         """Cut a window that no other one follows: of scenes that do not all fit in memory, only this part is read if that can be done.
 
-        The rule then picks its pixels without a look at the truth, as the rules of this module do anyway.
-
         Args:
             which: index of the scene.
             window: (row, column, height, width) within the scene, in pixels.
@@ -248,27 +188,39 @@ class SceneDataset(Dataset[dict[str, Any]]):
         Returns:
             The sample that ``cut`` returns.
         """
-        load = self.scenes[which]
-        if not self._reads_parts or which in self._cache or not isinstance(load, PartialScene):
-            return self.cut(which, window)
-        scene, size = load.part(window), self.size_of(which)
-        if size not in self._kept:
-            self._kept = {} if len(self._kept) == _KEPT_SIZES else self._kept
-            self._kept[size] = self.mask_rule(None, size) != IGNORE
-        row, column, height, width = window
-        counted = self._kept[size][row : row + height, column : column + width] & finite_pixels(scene.image[None])[0]
-        return _sample(scene, scene.image, full_mask(scene.mask, scene.size).masked_fill_(~counted, IGNORE), scene.label, window, size)
+        return self._part(which, window) if self._crops_parts else self.cut(which, window)
 
     def truth_of(self, which: int) -> Tensor:
-        """Give the truth of a whole scene that counts, (H, W) int64; the image is read too unless the loader knows its truth alone."""
+        """Give the truth of a whole scene that counts, (H, W) int64.
+
+        Of scenes that can be read in parts it is their truth alone, if they know it without their image: then pixels without data are not
+        marked in it, however much memory there is.
+        """
         load = self.scenes[which]
-        if which in self._cache or not self._reads_parts or not isinstance(load, KnownTruth):
-            return self._scene(which)[1].long()
-        return self.mask_rule(load.truth(), self.size_of(which))
+        if self._parted and isinstance(load, KnownTruth):
+            return self.mask_rule(load.truth(), self.size_of(which))
+        return self._scene(which)[1].long()
 
     def size_of(self, which: int) -> tuple[int, int]:
         """Give (height, width) of a scene in pixels; the scene is read where sizes were not given."""
         return self._scene(which)[0].size if self.sizes is None else self.sizes[which]
+
+    def _part(self, which: int, window: Window) -> dict[str, Any]:
+        if which in self._cache:
+            return self.cut(which, window)
+        scene, size, rule = self._parted[which].part(window), self.size_of(which), self.mask_rule
+        lost = ~finite_pixels(scene.image[None])[0]
+        if isinstance(rule, BlockRule):
+            if size not in self._kept:
+                self._kept = {} if len(self._kept) == _KEPT_SIZES else self._kept
+                self._kept[size] = rule.kept(size)
+            row, column, height, width = window
+            mask = full_mask(scene.mask, scene.size)
+            mask[~self._kept[size][row : row + height, column : column + width]] = IGNORE
+        else:
+            mask = rule(scene.mask, scene.size)
+        label = None if scene.label is None else scene.label.masked_fill(lost, IGNORE)
+        return _sample(scene, scene.image, mask.masked_fill_(lost, IGNORE), label, window, size)
 
     def _scene(self, index: int) -> tuple[Scene, Tensor]:
         if index not in self._cache:
@@ -285,6 +237,10 @@ class SceneDataset(Dataset[dict[str, Any]]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": OrderedDict(), "_kept": {}}
+
+
+def _is_partial(scene: object) -> TypeGuard[PartialScene]:
+    return hasattr(type(scene), "part")  # of the class: isinstance of a protocol would read the properties of each scene
 
 
 def _within(core: Window, window: Window) -> tuple[slice, slice]:

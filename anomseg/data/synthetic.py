@@ -36,7 +36,7 @@ class SyntheticDataModule(SceneDataModule):
         calibration_block: int = 10,
         test_on: Literal["all", "held_out"] = "all",
         seed: int = 0,
-        train_on: Literal["all", "normal"] = "normal",
+        train_on: Literal["all", "normal"] = "all",
     ) -> None:
         """Store the arguments, each as an attribute of its name.
 
@@ -53,8 +53,8 @@ class SyntheticDataModule(SceneDataModule):
             calibration_block: side of such a block in pixels.
             test_on: ``"all"`` pixels, or those ``"held_out"`` from calibration.
             seed: of the scenes, of the calibration blocks and of the order of training samples; at least 0.
-            train_on: whether training masks name the anomalies, to learn from ``"normal"`` pixels and test on scenes of another seed;
-                ``"all"`` hides them, to test on the same scenes.
+            train_on: ``"all"`` pixels, without a word about which of them are anomalous, for the same scenes are tested; ``"normal"`` names
+                the anomalies in the masks of training, for methods to leave out: only where scenes of another seed are tested.
 
         Raises:
             ValueError: an argument is out of its range. Kind, size and bands are checked where the first scene is drawn.

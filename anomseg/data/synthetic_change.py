@@ -7,8 +7,9 @@ from functools import partial
 
 from anomseg.data.augment import Augmentation
 from anomseg.data.crops import CropDataset
+from anomseg.data.mask_rules import full_mask
 from anomseg.data.scene_datamodule import SceneDataModule, Stage
-from anomseg.data.scene_dataset import SceneDataset, SceneLoader, full_mask
+from anomseg.data.scene_dataset import SceneDataset, SceneLoader
 from anomseg.data.synthetic_pairs import PairDifficulty, synthetic_pair
 
 _MOST_PAIRS = 1000

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from anomseg.data.augment import Augmentation
 from anomseg.data.crops import CropDataset
 from anomseg.data.driving_frames import PastedFrame
+from anomseg.data.mask_rules import full_mask
 from anomseg.data.outlier_paste import OutlierPaste
 from anomseg.data.outlier_sources import SyntheticOutliers
 from anomseg.data.scene import Scene
 from anomseg.data.scene_datamodule import SceneDataModule, SceneFacts, Stage
-from anomseg.data.scene_dataset import SceneDataset, SceneLoader, full_mask
+from anomseg.data.scene_dataset import SceneDataset, SceneLoader
 from anomseg.data.synthetic_streets import STREET_CLASSES, street_scene
 
 _MOST_STREETS = 10_000

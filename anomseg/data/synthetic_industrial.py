@@ -10,9 +10,10 @@ from anomseg.data.augment import Augmentation
 from anomseg.data.crops import CropDataset
 from anomseg.data.defects import Corruption
 from anomseg.data.industrial import CorruptSample
+from anomseg.data.mask_rules import full_mask
 from anomseg.data.scene import Scene
 from anomseg.data.scene_datamodule import SceneDataModule, SceneFacts, Stage
-from anomseg.data.scene_dataset import SceneDataset, SceneLoader, full_mask
+from anomseg.data.scene_dataset import SceneDataset, SceneLoader
 from anomseg.data.synthetic_surfaces import SurfaceDefect, SurfaceKind, surface_scene
 
 _MOST_IMAGES = 10_000

@@ -102,16 +102,16 @@ def _palette(bands: int) -> tuple[Tensor, Tensor]:
 
 def _land(size: tuple[int, int], fields: Tensor, season: float, generator: torch.Generator) -> list[Tensor]:
     """Draw both dates of the land without buildings, (C, H, W) each."""
-    region = torch.stack([_smooth(size, 24, generator) for _ in range(len(fields))]).argmax(dim=0)
-    parcels = (_smooth(size, 12, generator) > 0).long()  # halves the fields, so that parts of one kind change apart
-    texture = sum((0.5**octave * _smooth(size, 2.0 * 2**octave, generator) for octave in range(3)), torch.zeros(size))
+    region = torch.stack([smooth_noise(size, 24, generator) for _ in range(len(fields))]).argmax(dim=0)
+    parcels = (smooth_noise(size, 12, generator) > 0).long()  # halves the fields, so that parts of one kind change apart
+    texture = sum((0.5**octave * smooth_noise(size, 2.0 * 2**octave, generator) for octave in range(3)), torch.zeros(size))
     dates = []
     for _ in range(2):
         draws = torch.rand(len(fields), 2, 1 + fields.shape[1], generator=generator) * 2 - 1
         change = 0.7 * draws[..., :1] + 0.3 * draws[..., 1:]
         change[_SEASONAL:] *= 0.1
         colour = fields[:, None] + season * change
-        own = sum((0.5**octave * _smooth(size, 2.0 * 2**octave, generator) for octave in range(3)), torch.zeros(size))
+        own = sum((0.5**octave * smooth_noise(size, 2.0 * 2**octave, generator) for octave in range(3)), torch.zeros(size))
         dates.append((colour[region, parcels].permute(2, 0, 1) * (1 + 0.12 * texture + 0.06 * own)).clamp_min(0.02))
     return dates
 
@@ -161,11 +161,20 @@ def _coverage(size: tuple[int, int], building: _Building, down: float, right: fl
 def _illumination(size: tuple[int, int], light: float, generator: torch.Generator) -> Tensor:
     """Draw a smooth factor around a level of its own, (H, W)."""
     level = float(torch.rand((), generator=generator)) * 2 - 1
-    return torch.exp(light * (0.6 * level + 0.4 * _smooth(size, max(size) / 2, generator).clamp(-1, 1)))
+    return torch.exp(light * (0.6 * level + 0.4 * smooth_noise(size, max(size) / 2, generator).clamp(-1, 1)))
 
 
-def _smooth(size: tuple[int, int], scale: float, generator: torch.Generator) -> Tensor:
-    """Draw noise of mean 0 and deviation 1 that varies over a number of pixels, (H, W)."""
+def smooth_noise(size: tuple[int, int], scale: float, generator: torch.Generator) -> Tensor:
+    """Draw noise of mean 0 and deviation 1 that varies over a number of pixels.
+
+    Args:
+        size: (height, width) in pixels.
+        scale: pixels from one value that is drawn to the next, at least 1; those between follow smoothly.
+        generator: the only source of randomness.
+
+    Returns:
+        (H, W) float32.
+    """
     coarse = torch.randn(1, 1, *(math.ceil(length / scale) + 3 for length in size), generator=generator)
     fine = functional.interpolate(coarse, scale_factor=scale, mode="bicubic", align_corners=False)[0, 0, : size[0], : size[1]]
     return (fine - fine.mean()) / fine.std().clamp_min(1e-6)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from anomseg.data.scene import Scene
+from anomseg.data.synthetic_pairs import smooth_noise
 from anomseg.sample import ANOMALY, IGNORE, NORMAL
 
 STREET_CLASSES = ("road", "pavement", "building", "sky", "car", "pole")
@@ -131,9 +131,9 @@ def _ground(view: _View, generator: torch.Generator) -> _Canvas:
     below = (rows - view.horizon).clamp_min(1e-3)
     beside = (columns - view.vanishing).abs()
     draw = torch.rand(12, generator=generator)
-    grain = _smooth(view.size, 1.5, generator)
+    grain = smooth_noise(view.size, 1.5, generator)
     sky = torch.lerp(torch.tensor([0.75, 0.78, 0.8]), torch.tensor([0.45, 0.62, 0.85]), draw[0])[:, None, None]
-    image = (sky * (0.8 + 0.2 * rows / view.horizon) + 0.05 * _smooth(view.size, 12, generator)).expand(3, height, width).clone()
+    image = (sky * (0.8 + 0.2 * rows / view.horizon) + 0.05 * smooth_noise(view.size, 12, generator)).expand(3, height, width).clone()
     canvas = _Canvas(image, torch.full(view.size, SKY))
     canvas.paint(*_facades(view, rows, beside, columns < view.vanishing, generator), BUILDING)
     ground = (rows > view.horizon) & (beside < view.edge * below)
@@ -246,11 +246,4 @@ def _light(size: tuple[int, int], generator: torch.Generator) -> Tensor:
     """Draw brightness, tint and soft shadows, (3, H, W)."""
     draws = torch.rand(4, generator=generator)
     tint = (0.7 + 0.5 * draws[0]) * (1 + 0.16 * (draws[1:] - 0.5))
-    return tint[:, None, None] * torch.exp(0.12 * _smooth(size, max(size) / 3, generator).clamp(-2, 2))
-
-
-def _smooth(size: tuple[int, int], scale: float, generator: torch.Generator) -> Tensor:
-    """Draw noise of mean 0 and deviation 1 that varies over a number of pixels, (H, W)."""
-    coarse = torch.randn(1, 1, *(math.ceil(length / scale) + 3 for length in size), generator=generator)
-    fine = functional.interpolate(coarse, scale_factor=scale, mode="bicubic", align_corners=False)[0, 0, : size[0], : size[1]]
-    return (fine - fine.mean()) / fine.std().clamp_min(1e-6)
+    return tint[:, None, None] * torch.exp(0.12 * smooth_noise(size, max(size) / 3, generator).clamp(-2, 2))

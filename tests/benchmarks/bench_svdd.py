@@ -20,8 +20,8 @@ from torch import Tensor
 
 from anomseg.data.class_rule import ClassAsNormal
 from anomseg.data.image_split import NameSplit
+from anomseg.data.mask_rules import full_mask
 from anomseg.data.remote_sensing import RemoteSensingDataModule
-from anomseg.data.scene_dataset import full_mask
 from anomseg.functional.area_rx import gaussian
 from anomseg.functional.score_curves import auroc
 from anomseg.functional.score_histogram import count_scores

@@ -63,6 +63,35 @@ def test_albumentations__voids_what_leaves_the_frame(bands):
     assert torch.equal(torch.isnan(new_image).any(dim=0), new_mask == 255)
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"name": "Rotate", "limit": [20, 20]},
+        {"name": "Affine", "scale": 1.3},
+        {"name": "GaussianBlur", "blur_limit": (7, 7)},
+        {"name": "ElasticTransform", "alpha": 30},
+    ],
+)
+@pytest.mark.parametrize("value", [10.0, 240.0])
+def test_albumentations__lets_nothing_bleed_from_where_there_is_no_data(step, value):
+    pytest.importorskip("albumentations")
+    image, mask = torch.full((3, 40, 40), value), torch.zeros(40, 40, dtype=torch.int64)
+    image[:, :, :20], mask[:, :20] = torch.nan, 255
+    changed, new_mask = Albumentations([{**step, "p": 1.0}])(image, mask, seeded(0))
+    counted = changed[:, new_mask == 0]
+    torch.testing.assert_close(counted, torch.full_like(counted, value), atol=0.5, rtol=0)
+    assert int((new_mask == 0).sum()) > 500
+    assert torch.equal(torch.isnan(changed).any(0), new_mask == 255)
+
+
+def test_albumentations__takes_images_without_any_data():
+    pytest.importorskip("albumentations")
+    image, mask = torch.full((3, 8, 8), torch.nan), torch.full((8, 8), 255)
+    changed, new_mask = Albumentations([{"name": "Rotate", "p": 1.0}])(image, mask, seeded(0))
+    assert bool(torch.isnan(changed).all())
+    assert bool((new_mask == 255).all())
+
+
 def test_albumentations__follows_the_generator_alone():
     pytest.importorskip("albumentations")
     image, mask = sample()

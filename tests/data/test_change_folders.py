@@ -83,6 +83,25 @@ def test_find_pairs__follows_list_files(tmp_path):
     assert pairs["val"][0] == PairFiles("a", (tmp_path / "A/a.jpg",), (tmp_path / "B/a.tif",), tmp_path / "label/a.png")
 
 
+def test_find_pairs__reads_lists_of_names_that_hold_blanks_and_umlauts(tmp_path):
+    fill(tmp_path, ("A", "B", "label"), ("my image", "Köln", "c", "d"))
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "train.txt").write_text("\ufeffKöln.png\nc d\n", encoding="utf-8")
+    (tmp_path / "list" / "val.txt").write_text("A/my image.jpg\tB/my image.tif\tlabel/my image.png\n")
+    (tmp_path / "list" / "test.txt").write_text("my image.png\nc, d\n")
+    pairs = find_pairs(tmp_path, CHANGE_LAYOUTS["a_b_label"])
+    assert named(pairs) == {"train": ["Köln", "c", "d"], "val": ["my image"], "test": ["my image", "c", "d"]}
+    assert pairs["val"][0].after == (tmp_path / "B/my image.tif",)
+
+
+def test_find_pairs__takes_the_files_that_a_list_names_for_those_of_the_layout(tmp_path):
+    fill(tmp_path, ("A", "B", "label"), ("a", "b"))
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "train.txt").write_text("A/a.jpg B/b.tif label/a.png\n")
+    pairs = find_pairs(tmp_path, CHANGE_LAYOUTS["a_b_label"])
+    assert pairs["train"] == [PairFiles("a", (tmp_path / "A/a.jpg",), (tmp_path / "B/b.tif",), tmp_path / "label/a.png")]
+
+
 def test_find_pairs__stacks_the_band_files_of_a_date(tmp_path):
     bands = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
     for city in ("paris", "rio"):

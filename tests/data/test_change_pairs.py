@@ -1,6 +1,7 @@
 import os
 import pickle
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from anomseg.data.change_folders import PairFiles
 from anomseg.data.change_pairs import ChangePair, PairReading
 from anomseg.data.pair_transform import Binarise, GlobalShift
-from anomseg.data.scene_dataset import KnownTruth, PartialScene
+from anomseg.data.scene_dataset import KnownTruth, PartialScene, SceneDataset
 from anomseg.errors import SceneFormatError, SceneNotFoundError
 
 CRS = rasterio.crs.CRS.from_epsg(32633).to_wkt()
@@ -237,3 +238,15 @@ def test_pair__does_not_care_what_dropped_bands_lack(tmp_path):
     apart = [[save(tmp_path / f"{name}{i}.tif", array[i : i + 1], 500000.0) for i in range(3)] for name, array in named]
     split = ChangePair(PairFiles("p", tuple(apart[0]), tuple(apart[1]), None), PairReading((2, 0))).measured()
     assert torch.equal(split().image, image)
+
+
+def test_change_pair__is_served_before_it_is_measured_and_tells_whether_parts_are_exact(tmp_path, placed):
+    before, after, mask, _ = placed
+    unmeasured = ChangePair(PairFiles("p", (before,), (after,), mask), name="p")
+    assert unmeasured.nbytes == 0
+    (sample,) = SceneDataset([unmeasured])
+    assert sample["image"].shape[:2] == (2, 2)
+    plain = pair(save(tmp_path / "one.tif", values(0)), save(tmp_path / "two.tif", values(1)))
+    assert plain.exact_parts
+    assert not replace(plain, reading=PairReading(prepare=(Binarise(),))).exact_parts
+    assert not replace(plain, warped=frozenset({Path("two.tif")})).exact_parts

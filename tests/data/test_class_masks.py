@@ -140,3 +140,17 @@ def test_file_shape__reads_rasters_and_hdf5(tmp_path):
         file["img"] = np.zeros((4, 6, 5))
     assert file_shape(tmp_path / "a.h5") == (5, 4, 6)
     assert file_shape(save(tmp_path / "a.png", np.zeros((4, 6, 3)))) == (3, 4, 6)
+
+
+@pytest.mark.parametrize("encoding", ["index", "binary"])
+def test_read_class_ids__refuses_values_that_are_no_whole_numbers(tmp_path, encoding):
+    rasterio = pytest.importorskip("rasterio")
+    profile = {"driver": "GTiff", "count": 1, "height": 1, "width": 4, "dtype": "float32"}
+    for values in ([0, 0.999, 0, 1], [1.6, 0, 1, 1], [0, 1, np.inf, 0]):
+        with rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
+            file.write(np.array([[values]], np.float32))
+        with pytest.raises(SceneFormatError, match=r"whole numbers in the mask '.*a\.tif', but got 1 others.*threshold"):
+            read_class_ids(tmp_path / "a.tif", TABLE if encoding == "index" else BINARY, encoding)
+    with rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
+        file.write(np.array([[[0, 1, np.nan, -0.5]]], np.float32))
+    assert read_class_ids(tmp_path / "a.tif", BINARY, encoding).tolist() == [[0, 1, NO_CLASS, NO_CLASS]]

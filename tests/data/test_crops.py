@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader
 
 from anomseg.data.augment import FlipRotate
 from anomseg.data.crops import CropDataset, Visit, VisitSampler
+from anomseg.data.mask_rules import BlockRule, held_out_mask, unlabelled_mask
 from anomseg.data.scene import Scene
 from anomseg.data.scene_dataset import SceneDataset
 from anomseg.sample import check_sample, collate
@@ -185,3 +186,54 @@ def test_crop_dataset__finishes_with_the_last_step():
     drawn = [int(dataset[Visit(epoch, 0)]["mask"][0, 0]) for epoch in range(16)]
     assert set(drawn) == {0, 1}
     assert drawn == [int(dataset[Visit(epoch, 0)]["mask"][0, 0]) for epoch in range(16)]
+
+
+class Strip:
+    """Its columns below 10 hold no data, which its truth alone does not know."""
+
+    nbytes, exact_parts = 4 * 20 * 20, True
+
+    def __init__(self, last=14):
+        self.last = last
+
+    def __call__(self):
+        image = torch.arange(400.0).view(1, 20, 20)
+        image[..., :10] = torch.nan
+        return Scene("strip", image, self.truth().masked_fill(torch.isnan(image[0]), 255))
+
+    def truth(self):
+        mask = torch.zeros(20, 20, dtype=torch.int64)
+        mask[8, 6 : self.last] = 1
+        return mask
+
+    def part(self, window):
+        row, column, height, width = window
+        scene = self()
+        rows, columns = slice(row, row + height), slice(column, column + width)
+        return replace(scene, image=scene.image[:, rows, columns], mask=scene.mask[rows, columns])
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_crop_dataset__cuts_the_same_crops_however_much_memory_there_is(share):
+    rule = BlockRule(held_out_mask, 3, 0.1)
+    arguments = [{"cache_bytes": 10**6}, {"cache_bytes": 1600, "processes": 4}, {"cache_bytes": 100}, {"cache_bytes": 100, "processes": 4}]
+    datasets = [
+        CropDataset(SceneDataset([Strip()], sizes=[(20, 20)], mask_rule=rule, **kept), 5, 40, anomaly_share=share) for kept in arguments
+    ]
+    for index in range(40):
+        first, *others = (dataset[index] for dataset in datasets)
+        assert all(same(first, other) for other in others)
+    if share == 1.0:
+        assert sum(bool((datasets[0][index]["mask"] == 1).any()) for index in range(40)) > 35
+
+
+def test_crop_dataset__cuts_from_anywhere_where_no_anomaly_has_data():
+    dataset = CropDataset(SceneDataset([Strip(10)], sizes=[(20, 20)]), 4, 30, anomaly_share=1.0)
+    assert all(bool((dataset[index]["mask"] == 0).any()) for index in range(25))
+
+
+@pytest.mark.parametrize("cache_bytes", [10**6, 100])
+def test_crop_dataset__tells_nothing_of_anomalies_that_a_rule_hides(cache_bytes):
+    scenes = SceneDataset([Strip()], sizes=[(20, 20)], mask_rule=unlabelled_mask, cache_bytes=cache_bytes)
+    for index in range(20):
+        assert not bool((CropDataset(scenes, 12, 20, anomaly_share=1.0)[index]["mask"] == 1).any())

@@ -54,3 +54,12 @@ def test_mirror_zoom__keeps_light_in_range_and_missing_data_missing():
 def test_mirror_zoom__refuses_arguments_out_of_range(wrong):
     with pytest.raises(ValueError, match="zoom >= 1"):
         MirrorZoom(**wrong)
+
+
+def test_mirror_zoom__ignores_every_pixel_without_data():
+    image, mask = torch.full((3, 40, 40), 0.3), torch.zeros(40, 40, dtype=torch.int64)
+    image[:, :, :20], mask[:, :20] = torch.nan, 255
+    for seed in range(20):
+        changed, moved = MirrorZoom(1.5, 0.0)(image, mask, seeded(seed))
+        assert bool((moved[torch.isnan(changed).any(0)] == 255).all())
+        assert bool(torch.isnan(changed).all(0)[torch.isnan(changed).any(0)].all())

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import rasterio
 import torch
 from PIL import Image
 
@@ -78,6 +79,39 @@ def test_frame__of_another_size_keeps_its_ids_and_its_mean(tmp_path):
     assert float(scene.image.mean()) == pytest.approx(float(full().image.mean()), abs=0.02)
     assert torch.equal(scene.label, full().label[1::2, 1::2])  # blocks of ids are larger than a pixel
     assert set(scene.label.unique().tolist()) <= {*range(11), 255}
+
+
+@pytest.mark.parametrize("size", [None, (10, 15)])
+def test_frame__of_16_bits_is_in_zero_to_one_too(tmp_path, size):
+    save(tmp_path)
+    stored = np.random.default_rng(1).integers(0, 65536, (3, 20, 30), dtype=np.uint16)
+    with rasterio.open(tmp_path / "train" / "a.png", "w", driver="PNG", count=3, height=20, width=30, dtype="uint16") as file:
+        file.write(stored)
+    image = frame(tmp_path, size=size)().image
+    assert 0 <= float(image.min()) < float(image.max()) <= 1
+    assert float(image.mean()) == pytest.approx(stored.mean() / 65535, abs=0.02)
+    if size is None:
+        torch.testing.assert_close(image, torch.from_numpy(stored.astype(np.float32) / 65535))
+
+
+def test_frame__is_scaled_without_what_is_not_there(tmp_path):
+    (tmp_path / "train").mkdir()
+    with rasterio.open(tmp_path / "train" / "a.png", "w", driver="PNG", count=3, height=20, width=30, dtype="uint8", nodata=0) as file:
+        file.write(np.where(np.arange(30) < 13, 0, 100).astype(np.uint8) * np.ones((3, 20, 1), np.uint8))
+    image = frame(tmp_path, size=(10, 15))().image
+    lost = torch.isnan(image)
+    assert bool(lost[..., :6].all())
+    assert not bool(lost[..., 7:].any())
+    torch.testing.assert_close(image[~lost], torch.full_like(image[~lost], 100 / 255))
+
+
+def test_frame__is_refused_where_a_viewer_shows_something_else(tmp_path):
+    save(tmp_path)
+    path = tmp_path / "train" / "a.png"
+    picture = Image.open(path).convert("RGB")
+    picture.quantize(16).save(path)
+    with pytest.raises(SceneFormatError, match=r"a\.png.*palette"):
+        frame(tmp_path).measured()
 
 
 def test_frame__names_ids_that_the_table_does_not_know(tmp_path):

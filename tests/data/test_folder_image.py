@@ -10,7 +10,7 @@ from anomseg.data.class_rule import ClassAsNormal, ClassTable, IndexThreshold
 from anomseg.data.folder_image import FolderImage
 from anomseg.data.image_folders import LAYOUTS, FolderLayout, ImageFiles
 from anomseg.data.scene_datamodule import KnownScene, SceneFacts
-from anomseg.errors import SceneNotFoundError
+from anomseg.errors import SceneFormatError, SceneNotFoundError
 
 rasterio = pytest.importorskip("rasterio")
 TRANSFORM = (2.0, 0.0, 100.0, 0.0, -2.0, 50.0)
@@ -148,6 +148,49 @@ def test_folder_image__refuses_masks_of_another_size(tmp_path, image):
     save_png(tmp_path / "mask.png", IDS[:, :5])
     with pytest.raises(ValueError, match=r"Expected 6 x 8 pixels in .*mask\.png.* as in .*image\.tif.* but got 6 x 5"):
         image.measured()
+
+
+@pytest.mark.parametrize(
+    ("transform", "crs"),
+    [
+        ((2.0, 0.0, 10100.0, 0.0, -2.0, 50.0), "EPSG:32633"),  # 10 km away
+        ((4.0, 0.0, 100.0, 0.0, -4.0, 50.0), "EPSG:32633"),  # of other pixels
+        ((2.0, 0.0, 100.0, 0.0, 2.0, 38.0), "EPSG:32633"),  # turned upside down
+        (TRANSFORM, "EPSG:32632"),
+        ((2.0, 0.0, 10100.0, 0.0, -2.0, 50.0), None),
+    ],
+)
+def test_folder_image__refuses_masks_and_bands_of_another_place(tmp_path, image, bands, transform, crs):
+    profile = {"driver": "GTiff", "count": 1, "height": 6, "width": 8, "dtype": "uint8"}
+    for name, place, system in (("mask.tif", transform, crs), ("here.tif", TRANSFORM, "EPSG:32633")):
+        with rasterio.open(tmp_path / name, "w", **profile, crs=system, transform=rasterio.Affine(*place)) as file:
+            file.write(IDS[None])
+    truth = replace(image.files, masks=(("", tmp_path / "mask.tif"),))
+    band = replace(image.files, bands=(*image.files.bands, tmp_path / "mask.tif"))
+    for files in (truth, band):
+        with pytest.raises(ValueError, match=r"mask\.tif' on the pixels of .*image\.tif"):
+            replace(image, files=files).measured()
+    assert replace(image, files=replace(image.files, masks=(("", tmp_path / "here.tif"),))).measured().size == (6, 8)
+
+
+def test_folder_image__refuses_pictures_that_are_stored_otherwise_than_shown(tmp_path, image):
+    palette = Image.fromarray(IDS)
+    palette.putpalette(list(reversed(range(256))) * 3)
+    palette.save(tmp_path / "palette.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(IDS).save(tmp_path / "turned.jpg", exif=turned)
+    for name, message in (("palette.png", "indices of a palette"), ("turned.jpg", "EXIF orientation is 6")):
+        with pytest.raises(SceneFormatError, match=message):
+            replace(image, files=replace(image.files, bands=(tmp_path / name,))).measured()
+
+
+def test_folder_image__keeps_a_band_that_passes_for_alpha_where_it_is_asked_for(tmp_path, image):
+    water = RNG.integers(1, 255, (4, 6, 8)).astype(np.uint8)
+    water[3] = 0
+    files = replace(image.files, bands=(save_tif(tmp_path / "water.tif", water),))
+    scene = replace(image, files=files, bands=(3, 0)).measured()()
+    assert torch.equal(scene.image, torch.from_numpy(water[[3, 0]].astype(np.float32)))
 
 
 def test_folder_image__overlaps_class_layers_and_voids_what_is_not_valid(tmp_path, image):

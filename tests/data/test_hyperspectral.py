@@ -135,7 +135,7 @@ def test_hyperspectral__fails_in_setup_before_any_training(root, tmp_path):
 
 
 def test_hyperspectral__refuses_a_truth_that_is_all_ignored(tmp_path):
-    savemat(tmp_path / "void.mat", {"data": cube(), "map": np.full((12, 10), 255, np.uint8)})
+    savemat(tmp_path / "void.mat", {"data": cube(), "map": np.full((12, 10), -1, np.int16)})
     with pytest.raises(ValueError, match="'void', but all with data are 255"):
         HyperspectralDataModule(tmp_path).setup("fit")
 

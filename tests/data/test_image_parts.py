@@ -109,6 +109,15 @@ def test_measured_images__refuses_images_of_different_bands_and_masks_of_another
         measured_images(images)
 
 
+def test_measured_images__takes_the_bands_that_all_have(root):
+    save(root, "i9", 1, bands=1)
+    grey = shared_images(root, LAYOUT, LAND, ShareSplit(1.0, 0.0, 0.0), bands=(0,))["train"]
+    assert {image().image.shape for image in measured_images(grey)} == {(1, 8, 10)}
+    colours = shared_images(root, LAYOUT, LAND, ShareSplit(1.0, 0.0, 0.0), bands=(0, 2))["train"]
+    with pytest.raises(ValueError, match=r"band indices of 0 to 0 in '.*i9\.png', but got 2"):
+        measured_images(colours)
+
+
 def test_unlabelled_images__need_no_masks(root, tmp_path):
     for path in (root / "masks").iterdir():
         path.unlink()

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from anomseg.data.industrial_layouts import INDUSTRIAL_LAYOUTS, IndustrialLayout, find_industrial, industrial_layout_of
-from anomseg.errors import SceneNotFoundError
+from anomseg.errors import SceneFormatError, SceneNotFoundError
 
 
 def save(root, *paths):
@@ -69,6 +69,22 @@ def test_deeppcb__takes_templates_as_normal_images_of_the_same_board(tmp_path):
 def test_crackforest__leaves_it_to_the_mask_what_is_normal(tmp_path):
     save(tmp_path, "image/001.jpg", "mask/001.png")
     assert found(tmp_path, "crackforest") == [("crackforest/unknown/001", "crackforest", None, None, "001.png")]
+
+
+def test_find_industrial__refuses_two_files_of_one_name(tmp_path):
+    save(tmp_path / "set", "nut/train/good/000.png", "nut/train/good/000.jpg")
+    with pytest.raises(SceneFormatError, match=r"one image of each name.*000\.jpg' and '.*000\.png'"):
+        found(tmp_path / "set", "mvtec")
+    save(tmp_path / "masks", "nut/test/hole/0.png", "nut/ground_truth/hole/0_mask.png", "nut/ground_truth/hole/0_mask.bmp")
+    with pytest.raises(SceneFormatError, match=r"one mask for each image.*0_mask\.bmp' and '.*0_mask\.png'"):
+        found(tmp_path / "masks", "mvtec")
+
+
+def test_find_industrial__skips_hidden_folders_and_folders_named_like_images(tmp_path):
+    save(tmp_path, *MVTEC, ".cache/good/1.png", "train/good/._000.png", "train/good/1.png/x.png")
+    assert [row[0] for row in found(tmp_path, IndustrialLayout("{part}/{defect}/{name}.*", train="train", test="test"))] == [
+        f"{tmp_path.name}/{name}" for name in ("cut/001", "good/000", "good/train_000", "hole/000")
+    ]
 
 
 def test_find_industrial__lists_what_a_wrong_root_holds(tmp_path):

@@ -168,6 +168,14 @@ def test_predicted_images__are_of_a_data_set_or_of_a_plain_folder(tmp_path):
         predicted_images(tmp_path, IndustrialLayout("{defect}/{name}.x"), "nut")
 
 
+def test_predicted_images__are_no_hidden_files(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "._a.png").write_bytes(b"Mac OS X")
+    (tmp_path / "b.png").mkdir()
+    found = predicted_images(tmp_path, industrial_layout_of("mvtec"), "nut")
+    assert [image.file.path.name for image in found] == ["a.png"]
+
+
 def test_set__refuses_unknown_words():
     with pytest.raises(ValueError, match="test_defects"):
         IndustrialSet(".", test_defects="some")

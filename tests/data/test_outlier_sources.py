@@ -47,6 +47,38 @@ def test_cutouts__leave_out_objects_of_known_classes(tmp_path):
     assert [path.stem for path in RGBACutouts(folder, "index.csv").files()] == ["c1", "c2"]
 
 
+def test_sources__pass_over_hidden_files_and_find_those_that_are_added(tmp_path):
+    folder, seed = Path(save_cutouts(tmp_path / "cutouts", 2)), seeded()
+    (folder / "._c0.png").write_bytes(b"no picture")
+    for source in (RGBACutouts(str(folder)), TextureCrops(str(tmp_path), 8)):
+        for _ in range(10):
+            source.draw(seed)
+    assert len(RGBACutouts(str(folder)).files()) == 2
+    save_cutouts(folder, 3)
+    os.utime(folder, (7, 7))
+    assert len(RGBACutouts(str(folder)).files()) == 3
+
+
+def test_annotations__are_read_as_utf_8_whatever_the_locale(tmp_path, monkeypatch):
+    source = save_coco(tmp_path)
+    content = json.loads(Path(source.annotations).read_text(encoding="utf-8"))
+    content["categories"][0]["name"] = "Bär"
+    Path(source.annotations).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    opened = []
+    kept = Path.open
+
+    def noted(path, *arguments, **options):
+        opened.append((path.suffix, options.get("encoding", arguments[2] if len(arguments) > 2 else None)))
+        return kept(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", noted)
+    source.draw(seeded())
+    save_cutouts(tmp_path, 1)
+    (tmp_path / "index.csv").write_text("name,known_driving_class\nc0,0", encoding="utf-8")
+    RGBACutouts(str(tmp_path), "index.csv").draw(seeded())
+    assert {encoding for suffix, encoding in opened if suffix in (".json", ".csv")} == {"utf-8"}
+
+
 def test_cutouts__without_alpha_are_refused_with_advice(tmp_path):
     with pytest.raises(SceneFormatError, match=r"alpha channel in '.*', but got 3 bands.*TextureCrops"):
         RGBACutouts(save_cutouts(tmp_path, alpha=False)).draw(seeded())

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from rasterio.warp import transform as warp_points
 
 from anomseg.data.raster_align import Grid, grid_of, read_mask_on_grid, read_on_grid, shared_window
@@ -65,6 +66,18 @@ def test_grid__matches_by_size_and_place():
     assert not grid((4, 5)).matches(grid((4, 5), pixel=10.01))
 
 
+def test_check_same__refuses_another_place_and_says_both():
+    here = grid((4, 5))
+    for passing in (grid((4, 5), left=500000.0 + 1e-6), Grid((4, 5)), grid((9, 5), left=0.0)):
+        here.check_same(passing, "b.tif", "a.tif")
+    with pytest.raises(ValueError, match=r"'b\.tif' on the pixels of 'a\.tif', at .*500000.* in WGS 84 / UTM zone 33N, .*510000.*gdalwarp"):
+        here.check_same(grid((4, 5), left=510000.0), "b.tif", "a.tif")
+    with pytest.raises(ValueError, match=r"UTM zone 33N, but it lies at .* in WGS 84 / UTM zone 32N"):
+        here.check_same(grid((4, 5), crs=UTM_32), "b.tif", "a.tif")
+    with pytest.raises(ValueError, match=r"without a CRS in 'b\.tif'"):
+        here.check_same(grid((4, 5), left=510000.0, crs=None), "b.tif", "a.tif")
+
+
 def test_grid_of__reads_what_was_written(tmp_path):
     where = grid((6, 7))
     found, stored = grid_of(save(tmp_path / "a.tif", ramp(where), where))
@@ -116,6 +129,23 @@ def test_read_on_grid__marks_what_an_alpha_band_hides(tmp_path):
     expected[:, 8:], expected[2:4] = False, False
     assert raster.image.shape == (3, 10, 10)
     assert np.array_equal(raster.valid, expected)
+
+
+def test_read_on_grid__takes_the_no_data_value_of_each_band(tmp_path):
+    where = grid((12, 12))
+    values = np.random.default_rng(0).random((2, 12, 12)).astype(np.float32)
+    values[0, 2, 3], values[1, 8, 9] = -1, -99
+    values[0, 5, 5], values[1, 6, 6] = -99, -1  # data, each being the other's value
+    save(tmp_path / "a.tif", values, where)
+    rasterio.shutil.copy(tmp_path / "a.tif", tmp_path / "a.vrt", driver="VRT")
+    first, *rest = (tmp_path / "a.vrt").read_text().split("<VRTRasterBand ")
+    bands = [band.replace(">", f"><NoDataValue>{value}</NoDataValue>", 1) for band, value in zip(rest, (-1, -99), strict=True)]
+    (tmp_path / "a.vrt").write_text("<VRTRasterBand ".join([first, *bands]))
+    raster = read_on_grid(tmp_path / "a.vrt", grid((12, 12), left=500020.0))
+    expected = np.ones((12, 12), bool)
+    expected[:, 10:], expected[2, 1], expected[8, 7] = False, False, False
+    assert np.array_equal(raster.valid, expected)
+    assert np.array_equal(raster.image[:, expected], values[:, :, 2:][:, expected[:, :10]])
 
 
 def test_read_mask_on_grid__takes_a_no_data_value_of_0_for_unchanged(tmp_path):

@@ -138,6 +138,7 @@ def test_read_raster__keeps_the_georeference_and_no_data_of_a_geotiff(tmp_path):
 
 def test_read_raster__takes_alpha_as_validity_not_as_a_band(tmp_path):
     bands = np.full((4, 6, 6), 200, np.uint8)
+    bands[3] = 255
     bands[3, 0, 1] = 0
     path = save_tif(tmp_path / "a.tif", bands, photometric="RGB", transform=rasterio.Affine(*TRANSFORM))
     with rasterio.open(path, "r+") as dataset:

@@ -10,7 +10,7 @@ import torch
 from scipy.io import savemat
 from spectral.io import envi
 
-from anomseg.data.read_scene import as_mask, find_mask, find_scenes, read_mask, read_scene, scene_name
+from anomseg.data.read_scene import as_mask, find_mask, find_masks, find_scenes, read_mask, read_scene, scene_name
 from anomseg.errors import SceneFormatError, SceneNotFoundError
 
 CUBE = np.arange(4 * 5 * 3, dtype=np.int16).reshape(4, 5, 3) - 7
@@ -170,13 +170,32 @@ def test_read_scene__refuses_a_truth_of_another_size(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("place", "crs"),
+    [
+        ((10, 0, 10005, 0, -10, 7), "EPSG:32633"),  # 10 km away
+        ((5, 0, 5, 0, -5, 7), "EPSG:32633"),  # of other pixels
+        ((10, 0, 5, 0, 10, -33), "EPSG:32633"),  # turned upside down
+        ((10, 0, 5, 0, -10, 7), "EPSG:32632"),
+        ((10, 0, 10005, 0, -10, 7), None),
+    ],
+)
+def test_read_scene__refuses_a_truth_of_another_place(tmp_path, place, crs):
+    image = save_raster(tmp_path / "a.tif", CUBE.transpose(2, 0, 1), crs="EPSG:32633", transform=rasterio.Affine(10, 0, 5, 0, -10, 7))
+    truth = save_raster(tmp_path / "truth.tif", TRUTH[None], crs=crs, transform=rasterio.Affine(*place))
+    with pytest.raises(ValueError, match=r"truth\.tif' on the pixels of '.*a\.tif'"):
+        read_scene(image, mask_path=truth)
+    save_raster(truth, TRUTH[None], crs="EPSG:32633", transform=rasterio.Affine(10, 0, 5, 0, -10, 7))
+    assert torch.equal(read_scene(image, mask_path=truth).mask, torch.from_numpy(TRUTH).long())
+
+
+@pytest.mark.parametrize(
     ("stored", "expected"),
     [
         ([0, 1, 1], [0, 1, 1]),
         ([0, 1, 255], [0, 1, 255]),
         ([0, 255, 255], [0, 1, 1]),
         ([1, 255, 255], [1, 255, 255]),
-        ([255, 255, 255], [255, 255, 255]),
+        ([255, 255, 255], [1, 1, 1]),
         ([0, 3, 255], [0, 1, 1]),
         ([0, 0, 2], [0, 0, 1]),
         ([0.0, 0.5, 1.0], [0, 1, 1]),
@@ -220,6 +239,15 @@ def test_find_scenes__takes_globs_files_and_lists(folder, monkeypatch):
     assert find_scenes("*.mat") == [Path("b.mat")]
 
 
+def test_find_scenes__leaves_hidden_folders_out_unless_they_are_named(folder):
+    (folder / ".cache" / "deep").mkdir(parents=True)
+    for place in (".cache/x.npy", ".cache/deep/y.npy", "deeper/._d.npy"):
+        np.save(folder / place, CUBE)
+    assert [path.name for path in find_scenes(str(folder / "**" / "*.npy"))] == ["c.npy", "d.npy"]
+    assert [path.name for path in find_scenes(str(folder / ".cache" / "**" / "*.npy"))] == ["y.npy", "x.npy"]
+    assert [path.name for path in find_scenes(str(folder / ".c*" / "*.npy"))] == ["x.npy"]
+
+
 @pytest.mark.parametrize("root", ["nowhere", "nowhere/*.mat", "empty", [], ["b.mat", "nowhere.mat"]])
 def test_find_scenes__says_what_it_looked_for_and_the_ways_out(folder, monkeypatch, root):
     monkeypatch.chdir(folder)
@@ -231,6 +259,20 @@ def test_find_scenes__says_what_it_looked_for_and_the_ways_out(folder, monkeypat
 
 def test_scene_name__drops_both_suffixes_of_an_envi_pair():
     assert [scene_name(Path(name)) for name in ("a.img.hdr", "a.hdr", "a.b.mat", "2003TM")] == ["a", "a", "a.b", "2003TM"]
+
+
+def test_find_mask__reads_names_in_any_case_of_letters(folder, tmp_path):
+    (folder / "b.png").rename(folder / "b.PNG")
+    assert find_mask(folder, folder / "b.mat") == folder / "b.PNG"
+
+
+def test_find_masks__lists_the_scenes_without_a_truth(folder):
+    scenes = [folder / "b.mat", folder / "c.npy"]
+    with pytest.warns(UserWarning, match=r"1 of 2 scenes have no truth in .*unlabelled: \['c'\]"):
+        assert find_masks(folder, scenes) == {scenes[0]: folder / "b.png", scenes[1]: None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        find_masks(folder, scenes[:1])
 
 
 def test_find_mask__never_takes_a_scene_for_its_own_truth(folder):

@@ -9,6 +9,8 @@ from PIL import Image
 
 from anomseg.data.augment import Albumentations, FlipRotate
 from anomseg.data.class_rule import ClassAsNormal, ClassTable, IndexThreshold
+from anomseg.data.folder_image import FolderImage
+from anomseg.data.group_split import GroupSplit
 from anomseg.data.image_folders import FolderLayout
 from anomseg.data.image_split import NameSplit, ShareSplit
 from anomseg.data.remote_sensing import RemoteSensingDataModule
@@ -66,7 +68,6 @@ def test_remote_sensing__does_not_care_what_dropped_bands_lack(tmp_path):
     for batch in (*data.train_dataloader(), *data.test_dataloader()):
         assert batch["image"].shape[1] == 2
         assert torch.isfinite(batch["image"]).all()
-    assert torch.isfinite(data.band_statistics().mean).all()
     tested = [(scene().mask, truth_of(tmp_path, scene.name)) for scene in data.scenes_of("test")]
     assert all(torch.equal(mask, truth) for mask, truth in tested)
 
@@ -131,25 +132,38 @@ def test_remote_sensing__trains_on_stacked_crops_and_evaluates_windows_of_any_si
     assert all(bool((count > 0).all()) for count in covered.values())
 
 
-def test_remote_sensing__gives_band_statistics_of_training_pixels_that_count(root):
-    data = module(root, calibration_block=5)
-    batches = list(data.train_dataloader())
-    pixels = torch.cat([batch["image"][0][:, batch["mask"][0] != 255] for batch in batches], dim=1).double()
-    statistics = data.band_statistics()
-    torch.testing.assert_close(statistics.mean, pixels.mean(dim=1))
-    torch.testing.assert_close(statistics.std, pixels.std(dim=1, correction=0))
-    assert statistics.count == pixels.shape[1]
+def test_remote_sensing__splits_by_groups_of_names(root):
+    data = module(root, split=GroupSplit(r"^i\d", test=("i1", "i4"), val=("i2",)))
+    parts = {stage: {image.name for image in data.scenes_of(stage)} for stage in ("train", "val", "test")}
+    assert parts == {"train": {"i0", "i3", "i5"}, "val": {"i2"}, "test": {"i1", "i4"}}
 
 
-def test_remote_sensing__band_statistics_do_not_see_ignored_pixels(root):
-    before = module(root).band_statistics()
-    for path in (root / "images").iterdir():
-        image = np.array(Image.open(path))
-        image[(truth_of(root, path.stem) == 255).numpy()] = 255
-        Image.fromarray(image).save(path)
-    after = module(root).band_statistics()
-    assert torch.equal(before.mean, after.mean)
-    assert torch.equal(before.std, after.std)
+def test_remote_sensing__aims_crops_at_anomalous_pixels(root):
+    data = module(root, tile=6, crops=20, anomaly_share=1.0)
+    data.setup("fit")
+    assert all(bool((batch["mask"] == 1).any()) for batch in data.train_dataloader())
+
+
+@pytest.mark.parametrize("calibration_block", [10, 4])
+def test_remote_sensing__serves_the_same_whatever_is_kept_in_memory(root, calibration_block, monkeypatch):
+    windows = []
+    part = FolderImage.part
+    monkeypatch.setattr(FolderImage, "part", lambda image, window: windows.append(window) or part(image, window))
+    options = {"tile": 9, "overlap": 2, "anomaly_share": 0.5, "crops": 5, "calibration_block": calibration_block}
+    modules = [module(root, **options, cache_bytes=kept) for kept in (2**29, 100)]
+    for data in modules:
+        for stage in ("fit", "test", "predict"):
+            data.setup(stage)
+    for loader in ("train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader"):
+        whole, parts = (list(getattr(data, loader)()) for data in modules)
+        for one, other in zip(whole, parts, strict=True):
+            torch.testing.assert_close(other["image"], one["image"], equal_nan=True, rtol=0, atol=0)
+            assert torch.equal(other["mask"], one["mask"])
+            assert (other["window"], other["transform"]) == (one["window"], one["transform"])
+    windows.clear()
+    tested = modules[1].dataset("test")
+    sample = tested[3]
+    assert windows == [sample["window"]]
 
 
 def test_remote_sensing__predicts_a_folder_of_images_without_truth(root, tmp_path):
@@ -180,6 +194,7 @@ def test_remote_sensing__stores_every_argument_under_its_name(root):
         "bands": [2, 0],
         "augment": FlipRotate(),
         "crops": 2,
+        "anomaly_share": 0.25,
         "predict_root": str(root),
         "batch_size": 3,
         "num_workers": 1,
@@ -188,6 +203,7 @@ def test_remote_sensing__stores_every_argument_under_its_name(root):
         "calibration_share": 0.5,
         "calibration_block": 3,
         "seed": 9,
+        "cache_bytes": 1000,
     }
     assert list(given) == list(inspect.signature(RemoteSensingDataModule).parameters)
     data = RemoteSensingDataModule(**given)
@@ -235,7 +251,16 @@ def test_remote_sensing__fails_in_setup_before_any_training(root, tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"bands": []}, {"bands": [1, 1]}, {"crops": 0}, {"tile": 8, "overlap": 8}, {"layout": "unknown"}, {"classes": ClassAsNormal((7,))}],
+    [
+        {"bands": []},
+        {"bands": [1, 1]},
+        {"crops": 0},
+        {"anomaly_share": 2.0},
+        {"cache_bytes": -1},
+        {"tile": 8, "overlap": 8},
+        {"layout": "unknown"},
+        {"classes": ClassAsNormal((7,))},
+    ],
 )
 def test_remote_sensing__refuses_arguments_out_of_range(root, arguments):
     with pytest.raises(ValueError, match="Expected"):
@@ -252,7 +277,6 @@ def test_remote_sensing__splits_the_real_roads_into_35_and_15(real_data):
     assert all(batch["image"].shape == (7, 3, 128, 128) for batch in data.train_dataloader())
     tested = torch.cat([scene().mask.flatten() for scene in data.scenes_of("test")])
     assert 0.1 < float((tested == 0).float().mean()) < 0.3
-    assert data.band_statistics().mean.tolist() == pytest.approx([85.4, 84.4, 75.3], abs=0.1)
 
 
 @pytest.mark.real

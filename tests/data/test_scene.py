@@ -37,3 +37,11 @@ def test_scene__carries_the_truth_of_the_whole_image():
     assert Scene("a", torch.zeros(1, 2, 2), image_label=255, category="nut").image_label == 255
     with pytest.raises(ValueError, match=r"1 \(anomalous\) or 255"):
         Scene("a", torch.zeros(1, 2, 2), image_label=2)
+
+
+@pytest.mark.parametrize("wrong", [300, -1])
+def test_scene__names_labels_that_a_byte_cannot_hold(wrong):
+    label = torch.tensor([[0, 254], [255, wrong]])
+    with pytest.raises(ValueError, match=rf"0 to 254 in the labels of scene 'a'.*got \[{wrong}\]"):
+        Scene("a", torch.zeros(1, 2, 2), label=label)
+    assert Scene("a", torch.zeros(1, 2, 2), label=label.clamp(0, 255)).label is not None

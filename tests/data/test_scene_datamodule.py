@@ -7,10 +7,10 @@ import torch
 from torch.utils.data import DistributedSampler
 
 from anomseg.data.crops import CropDataset, Visit
+from anomseg.data.mask_rules import full_mask
 from anomseg.data.sampler import UnpaddedSampler
 from anomseg.data.scene import Scene
 from anomseg.data.scene_datamodule import SceneDataModule, SceneFacts
-from anomseg.data.scene_dataset import full_mask
 from anomseg.functional.windows import random_blocks
 from anomseg.sample import METADATA, check_sample
 
@@ -106,7 +106,7 @@ def test_scene_datamodule__transfer_leaves_metadata_untouched():
     batch = next(iter(data.predict_dataloader()))
     moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
     assert moved["image"].device.type == moved["mask"].device.type == "meta"
-    for key in METADATA:
+    for key in set(METADATA) & batch.keys():
         assert moved[key] == batch[key]
         assert [type(value) for value in moved[key]] == [type(value) for value in batch[key]]
 
@@ -287,3 +287,33 @@ def test_scene_datamodule__hides_the_truth_of_scenes_that_are_tested_from_traini
     assert torch.equal(next(iter(blind.test_dataloader()))["mask"], next(iter(open_.test_dataloader()))["mask"])
     with pytest.raises(ValueError, match="train_on"):
         module(train_on="some")
+
+
+class Windowed:
+    """Can be read in parts, and notes what it is asked for."""
+
+    nbytes, exact_parts = 2 * 30 * 20 * 4, True
+
+    def __init__(self, reads):
+        self.reads = reads
+
+    def __call__(self):
+        self.reads.append("whole")
+        return make_scene("s")
+
+    def facts(self):
+        return SceneFacts("s", (30, 20), True)
+
+    def part(self, window):
+        self.reads.append(window)
+        return make_scene("s", window[2:])
+
+
+@pytest.mark.parametrize(("cache_bytes", "expected"), [(4799, (3, 4, 8, 9)), (4800, "whole")])
+def test_scene_datamodule__cuts_crops_the_same_way_for_any_number_of_workers(cache_bytes, expected):
+    for workers in (0, 4):
+        reads = []
+        data = Scenes([Windowed(reads)], num_workers=workers)
+        data.cache_bytes = cache_bytes
+        data.dataset("train").cut_once(0, (3, 4, 8, 9))
+        assert reads == [expected]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from anomseg.data.mask_rules import BlockRule, calibration_mask, full_mask, held_out_mask, unlabelled_mask
 from anomseg.data.scene import Scene
-from anomseg.data.scene_dataset import SceneDataset, calibration_mask, full_mask, held_out_mask, unlabelled_mask
-from anomseg.functional.windows import random_blocks
+from anomseg.data.scene_dataset import SceneDataset
 from anomseg.sample import IGNORE, check_sample, collate
 
 TRANSFORM = (10.0, 0.0, 5.0, 0.0, -10.0, 7.0)
@@ -104,7 +104,7 @@ def test_scene_dataset__samples_do_not_share_memory_with_the_cache():
 
 
 def test_scene_dataset__pickles_without_the_scenes_it_holds():
-    dataset = SceneDataset([make_scene], tile=8, mask_rule=partial(calibration_mask, block=5))
+    dataset = SceneDataset([make_scene], tile=8, mask_rule=BlockRule(calibration_mask, block=5))
     first = dataset[0]
     copy = pickle.loads(pickle.dumps(dataset))
     assert not copy._cache
@@ -120,38 +120,6 @@ def test_scene_dataset__refuses_nothing_and_misfitting_sizes():
         SceneDataset([make_scene])[1]
 
 
-def test_calibration_mask__keeps_the_truth_inside_its_blocks_only():
-    mask = make_scene(size=(40, 40)).mask
-    blocks = random_blocks((40, 40), 10, 0.25, seed=7)
-    kept = calibration_mask(mask, (40, 40), seed=7)
-    assert torch.equal(kept[blocks], mask[blocks])
-    assert (kept[~blocks] == 255).all()
-    assert int((kept != 255).sum()) == 400
-
-
-def test_held_out_mask__is_the_complement_of_the_calibration_mask():
-    mask = make_scene(size=(45, 33)).mask
-    arguments = {"block": 7, "share": 0.4, "seed": 3}
-    inside, outside = calibration_mask(mask, (45, 33), **arguments), held_out_mask(mask, (45, 33), **arguments)
-    assert torch.equal(inside == 255, outside != 255)
-    assert torch.equal(torch.where(inside == 255, outside, inside), mask)
-
-
-def test_calibration_mask__draws_blocks_without_looking_at_the_truth():
-    mask = make_scene().mask
-    with_truth, without = calibration_mask(mask, (30, 20)), calibration_mask(None, (30, 20))
-    assert torch.equal(with_truth == 255, without == 255)
-    assert set(without.unique().tolist()) == {0, 255}
-
-
-@pytest.mark.parametrize("rule", [full_mask, calibration_mask, held_out_mask])
-def test_mask_rules__leave_the_scene_untouched(rule):
-    mask = make_scene().mask
-    before = mask.clone()
-    rule(mask, (30, 20)).zero_()
-    assert torch.equal(mask, before)
-
-
 def test_scene_dataset__cuts_any_window_as_the_whole_holds_it():
     dataset = SceneDataset([make_scene, partial(make_scene, "two", (9, 8))], tile=8)
     sample = dataset.cut(0, (2, 3, 7, 5))
@@ -162,32 +130,97 @@ def test_scene_dataset__cuts_any_window_as_the_whole_holds_it():
 
 
 class Partial:
+    exact_parts = True
+
     def __init__(self, reads):
         self.reads = reads
-        self.nbytes = make_scene().image.nbytes
+
+    @property
+    def nbytes(self):
+        self.reads.append("nbytes")
+        return make_scene().image.nbytes
 
     def __call__(self):
         self.reads.append("whole")
-        return make_scene()
+        scene = make_scene()
+        return replace(scene, label=(scene.mask + 3), image_label=1)
 
     def part(self, window):
-        self.reads.append(window)
         row, column, height, width = window
         rows, columns = slice(row, row + height), slice(column, column + width)
-        scene = make_scene()
-        return replace(scene, image=scene.image[:, rows, columns], mask=scene.mask[rows, columns])
+        scene = self()
+        self.reads[-1] = window
+        return replace(scene, image=scene.image[:, rows, columns], mask=scene.mask[rows, columns], label=scene.label[rows, columns])
 
 
-@pytest.mark.parametrize("rule", [full_mask, calibration_mask, held_out_mask])
-def test_scene_dataset__reads_parts_of_scenes_that_do_not_fit_in_memory(rule):
-    window = (2, 1, 9, 12)
+class Inexact(Partial):
+    exact_parts = False
+
+
+RULES = [full_mask, unlabelled_mask, BlockRule(calibration_mask, 5), BlockRule(held_out_mask, 7, 0.5, 3)]
+
+
+def assert_same(sample, expected):
+    assert sample.keys() == expected.keys()
+    for key, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            assert sample[key].dtype == value.dtype
+            torch.testing.assert_close(sample[key], value, equal_nan=True, rtol=0, atol=0)
+        else:
+            assert sample[key] == value
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("window", [(2, 1, 9, 12), (0, 0, 4, 5)])
+def test_scene_dataset__reads_parts_of_scenes_that_do_not_fit_in_memory(rule, window):
     reads = []
     whole, parts = (SceneDataset([Partial(reads)], None, 0, rule, [(30, 20)], cache) for cache in (2**20, 1))
     expected, sample = whole.cut_once(0, window), parts.cut_once(0, window)
-    assert reads == ["whole", window]
-    torch.testing.assert_close(sample.pop("image"), expected.pop("image"), equal_nan=True)
-    assert torch.equal(sample.pop("mask"), expected.pop("mask"))
-    assert sample == expected
+    assert [read for read in reads if read != "nbytes"] == ["whole", window]
+    assert_same(sample, expected)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_scene_dataset__reads_a_tile_of_a_scene_that_exceeds_its_memory_alone(rule):
+    reads = []
+    whole, parts = (SceneDataset([Partial(reads)], 12, 5, rule, [(30, 20)], cache, True) for cache in (2**20, 1))
+    for index, (_, window) in enumerate(parts.windows):
+        expected = whole[index]
+        reads.clear()
+        assert_same(parts[index], expected)
+        assert [read for read in reads if read != "nbytes"] == [window]
+
+
+@pytest.mark.parametrize(("kind", "rule"), [(Inexact, full_mask), (Partial, partial(calibration_mask, block=5))])
+def test_scene_dataset__reads_whole_scenes_where_a_part_would_differ(kind, rule):
+    reads = []
+    dataset = SceneDataset([kind(reads)], 12, 0, rule, [(30, 20)], 1)
+    assert_same(dataset[1], SceneDataset([Partial([])], 12, 0, rule, [(30, 20)])[1])
+    assert [read for read in reads if read != "nbytes"] == ["whole"]
+
+
+def test_scene_dataset__crops_alike_whatever_the_number_of_processes():
+    image_bytes = make_scene().image.nbytes
+    for cache in (1, image_bytes, 2 * image_bytes):
+        logs = []
+        for processes in (1, 4):
+            reads = []
+            SceneDataset([Partial(reads)], sizes=[(30, 20)], cache_bytes=cache, processes=processes).cut_once(0, (1, 2, 3, 4))
+            logs.append(reads)
+        assert logs[0] == logs[1]
+    assert SceneDataset([make_scene], cache_bytes=100, processes=4).cache_bytes == 25
+
+
+def test_scene_dataset__evaluates_no_property_of_scenes_that_cannot_be_read_in_parts():
+    class Unmeasured:
+        def __call__(self):
+            return make_scene()
+
+        @property
+        def nbytes(self):
+            raise ValueError("not measured")
+
+    assert SceneDataset([Unmeasured()])[0]["name"] == "one"
 
 
 def test_scene_dataset__knows_whether_its_samples_stack():
@@ -276,10 +309,3 @@ def test_dataset__gives_an_overlapping_tile_the_label_of_what_it_counts():
     dataset = SceneDataset([lambda: Scene("a", torch.rand(1, 8, 12), mask, image_label=1)], tile=8, count_once=True)
     assert [int(sample["image_label"]) for sample in dataset] == [0, 1]
     assert [bool((sample["mask"] == 1).any()) for sample in dataset] == [False, True]
-
-
-def test_unlabelled_mask__keeps_what_is_ignored_and_hides_anomalies():
-    mask = torch.tensor([[0, 1, 255]])
-    assert unlabelled_mask(mask, (1, 3)).tolist() == [[0, 0, 255]]
-    assert mask.tolist() == [[0, 1, 255]]
-    assert unlabelled_mask(None, (1, 3)).tolist() == [[0, 0, 0]]

@@ -51,3 +51,11 @@ def test_synthetic_data_module__stores_its_arguments():
 def test_synthetic_data_module__refuses_numbers_out_of_range(arguments):
     with pytest.raises(ValueError, match=r"Expected .*but got"):
         SyntheticDataModule(**arguments)
+
+
+def test_synthetic_data_module__tells_training_nothing_of_the_anomalies_that_it_tests():
+    data = SyntheticDataModule("rgb", count=2, size=(32, 32))
+    assert not any(bool((batch["mask"] == 1).any()) for batch in data.train_dataloader())
+    assert all(bool((batch["mask"] == 1).any()) for batch in data.test_dataloader())
+    told = SyntheticDataModule("rgb", count=2, size=(32, 32), train_on="normal")
+    assert all(bool((batch["mask"] == 1).any()) for batch in told.train_dataloader())
