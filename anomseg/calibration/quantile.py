@@ -14,7 +14,7 @@ from anomseg.functional.score_histogram import ScoreCounts, key_to_score
 
 AT_LOW, AT_HIGH = 0.1, 0.5
 HAIR = 2.0**-21  # 8 steps of float32 below 1: enough to tell scores on either side of a step apart
-LAST_ROOM = 1e-3  # share that is kept for scores above every normal one
+LAST_ROOM = 1e-3  # the last heats, half of them at least for scores above every normal one
 HIGHEST_KEY = 0x7F7FFFFF  # of the highest finite score
 
 
@@ -31,8 +31,10 @@ def _distance_beside(counts: ScoreCounts, score: Tensor) -> Tensor:
 class QuantileCalibration(Calibration):
     """Map two quantiles of the normal scores to fixed heat values, linearly between them.
 
-    With soft tails the lower quantile becomes 0.1 and the higher one 0.5; beyond them the map bends smoothly towards 0 and 1 and stays
-    strictly increasing, so no two scores are merged. With clipped tails they become 0 and 1, and everything outside is cut off.
+    With soft tails the lower quantile becomes 0.1 and the higher one 0.5; beyond them the map bends smoothly towards 0 and 1 and rises on:
+    scores are merged only where their heats round to one float32 (6e-8 apart below 1). So far above the anchors as a million times their
+    distance, that is a tenth of the score; at a thousand times, a ten-thousandth. With clipped tails the quantiles become 0 and 1, and
+    everything outside is cut off.
 
     Where most normal pixels share one score, both quantiles are that score, and say nothing of how far apart scores lie. It then is the
     lower anchor, and the higher one stands above it by the mean distance of the normal scores above it (of those below, where none is
@@ -53,7 +55,7 @@ class QuantileCalibration(Calibration):
         if tails not in ("soft", "clip"):
             raise ValueError(f"Expected tails to be 'soft' or 'clip', but got {tails!r}.")
         self.low, self.high, self.tails = low, high, tails
-        self.register_buffer("anchors", torch.full((2,), float("nan")))
+        self.register_buffer("anchors", torch.full((2,), float("nan"), dtype=torch.float32))
         self.anchors: Tensor
 
     def _fit(self, counts: ScoreCounts) -> None:
@@ -81,8 +83,12 @@ class RankCalibration(Calibration):
     A heat of 0.99 says that 99 % of the normal pixels scored lower. Between the stored quantiles, which grow denser towards 1, the map is
     linear; a score that many normal pixels share is a step, and in a gap without normal scores the map is all but flat. It rises there by
     a hair (at most 5e-7), so that no anomaly ties with a normal pixel that scored higher. Below the lowest normal score it falls on
-    towards 0. Above the highest one it rises on towards 1 instead of stopping, so that anomalies keep their order: through the last
-    thousandth, or half the share of the pixels that hold that score, whichever is less.
+    towards 0.
+
+    Above the highest normal score it rises on towards 1 instead of stopping, so that anomalies keep their order. Heat is the share itself
+    up to 0.999; the last thousandth of the normal pixels is squeezed into 0.999 to 0.9995, so that 0.9995 to 1, some 8,000 values of
+    float32, are left for what scored above all of them, however many normal pixels there were. Where more than a thousandth of the normal
+    pixels share the highest score, that room begins in the middle of their step, and at 0.999 at the lowest.
 
     Args:
         knots: number of stored quantiles, at least 16.
@@ -93,9 +99,10 @@ class RankCalibration(Calibration):
         if knots < 16:
             raise ValueError(f"Expected knots >= 16, but got {knots}. The default of 4096 costs 64 kB.")
         self.knots = knots
-        self.register_buffer("scores", torch.full((2 * knots,), float("nan")))  # of each knot: where it begins, and where it ends
-        self.register_buffer("shares", torch.full((2 * knots,), float("nan")))  # of normal pixels below the knot, and with it
-        self.register_buffer("spread", torch.full((), float("nan")))
+        unknown = torch.full((2 * knots,), float("nan"), dtype=torch.float32)
+        self.register_buffer("scores", unknown)  # of each knot: where it begins, and where it ends
+        self.register_buffer("shares", unknown.clone())  # of normal pixels below the knot, and with it
+        self.register_buffer("spread", torch.full((), float("nan"), dtype=torch.float32))
         self.scores: Tensor
         self.shares: Tensor
         self.spread: Tensor
@@ -106,7 +113,8 @@ class RankCalibration(Calibration):
         cell = torch.searchsorted(counts.thresholds(), begin)
         end = key_to_score((counts.lower + counts.width - 1).clamp_max(HIGHEST_KEY))[cell]  # a cell may span several scores
         mass, reached = counts.normal[cell] / total, counts.normal.cumsum(0)[cell] / total
-        below = (counts.normal.cumsum(0) - counts.normal)[cell] / total + (mass / 2).clamp_max(HAIR)
+        below, reached = (torch.minimum(share, (share + 1 - LAST_ROOM) / 2) for share in (reached - mass, reached))
+        below += (mass / 2).clamp_max(HAIR)
         reached = torch.minimum(reached, 1 - (mass[-1] / 2).clamp_max(LAST_ROOM))
         again = begin == torch.cat([begin.new_full((1,), float("nan")), begin[:-1]])  # later knots of one cell are its end
         self.scores.copy_(torch.stack([torch.where(again, end, begin), end], 1).flatten())

@@ -21,7 +21,7 @@ from anomseg.data.defects import Defect, default_defects
 from anomseg.functional.bootstrap import Interval, bootstrap_auroc, weighted_auroc
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.metrics.pixel import PixelAUROC, image_scores
-from anomseg.sample import ANOMALY, IGNORE, NORMAL, finite_pixels, flat_truth
+from anomseg.sample import ANOMALY, IGNORE, NORMAL, finite_pixels, flat_truth, with_void
 
 VALIDATIONS = 2  # in a row at which a figure must be high to count as saturated
 
@@ -195,7 +195,7 @@ class DefectValidator(pl.Callback):
         others = [other.image for number, other in enumerate(self._held) if number != index]
         image, changed = defect.apply(held.image, torch.Generator().manual_seed(seed), others)
         void = (held.truth == IGNORE) | ~finite_pixels(image[None])[0]
-        return image, changed.long().masked_fill(void, IGNORE)
+        return image, with_void(changed, void)
 
     def _scored(self, trainer: pl.Trainer, module: AnomalySegmenter, image: Tensor, truth: Tensor) -> _Scored:
         score = module.score_map(trainer.precision_plugin.convert_input(image[None].to(module.device)))
@@ -276,11 +276,11 @@ def _normal_images(batch: Any) -> Iterator[_Held]:
     image = batch["image"]
     if image.ndim != 4:
         raise ValueError(f"Expected images (B, C, H, W) to put defects into, but got {tuple(image.shape)}. Leave DefectValidator out.")
-    truth = batch["mask"].masked_fill(~finite_pixels(image), IGNORE)
+    truth = with_void(batch["mask"], ~finite_pixels(image))
     labels = batch.get("image_label", torch.zeros(len(image), dtype=torch.int64, device=truth.device))
     for one, mask, label in zip(image, truth, labels, strict=True):
         if int(label) == NORMAL and bool((mask == NORMAL).any()) and not bool((mask == ANOMALY).any()):
-            yield _Held(one.detach().float().cpu().clone(), mask.long().cpu())
+            yield _Held(one.detach().float().cpu().clone(), mask.cpu())
 
 
 def _values(figures: Mapping[str, DefectFigures], saturation: float) -> dict[str, float]:

@@ -70,16 +70,17 @@ def component_scores(flagged: Tensor, mask: Tensor, sizes: tuple[int, int] = OBS
     truth_ids, truth = np.unique(truth, return_inverse=True)
     found_ids, found = np.unique(found, return_inverse=True)
     truth, found = truth.ravel() + int(truth_ids[0] != 0), found.ravel() + int(found_ids[0] != 0)
-    rows, columns = int(truth.max()) + 1, int(found.max()) + 1
-    shared = np.bincount(truth * columns + found, minlength=rows * columns).reshape(rows, columns).astype(float)
-    predicted_area, true_area = shared.sum(0)[1:], shared.sum(1)[1:]
-    overlap = shared[1:, 1:]
-    touching = overlap > 0
-    joined = touching @ predicted_area  # |K̂|
-    hit = overlap.sum(1)
-    elsewhere = touching @ overlap.sum(0) - hit  # pixels of K̂ in other components of the truth
-    siou = hit / (joined + true_area - hit - elsewhere)
-    ppv = overlap.sum(0) / predicted_area
+    true_area, predicted_area = np.bincount(truth), np.bincount(found)
+    rows, columns = len(true_area), len(predicted_area)
+    both = (truth > 0) & (found > 0)
+    pairs, overlap = np.unique(truth[both] * columns + found[both], return_counts=True)  # only those that touch
+    of_truth, of_found = pairs // columns, pairs % columns
+    hit = np.bincount(of_truth, overlap, rows)
+    on_truth = np.bincount(of_found, overlap, columns)
+    joined = np.bincount(of_truth, predicted_area[of_found], rows)  # |K̂|
+    elsewhere = np.bincount(of_truth, on_truth[of_found], rows) - hit  # pixels of K̂ in other components of the truth
+    siou = hit[1:] / (joined + true_area - hit - elsewhere)[1:]
+    ppv = on_truth[1:] / predicted_area[1:]
     return torch.from_numpy(siou), torch.from_numpy(ppv)
 
 

@@ -135,7 +135,7 @@ def threshold_at_fpr(counts: ScoreCounts, fpr: float) -> Tensor:
     total = counts.normal.sum()
     if not total > 0:
         return _nan_like(counts)
-    allowed = _at_or_above(counts.normal) <= fpr * total.double()
+    allowed = _at_or_above(counts.normal) <= fpr * total.double() * (1 + 1e-12)  # 0.29 * 100 is 28.999999999999996
     first = len(allowed) - int(allowed.sum())  # `allowed` is False, ..., False, True, ..., True
     if first < len(allowed):
         return counts.thresholds()[first]

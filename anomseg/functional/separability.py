@@ -7,7 +7,7 @@ Everything is sorted in memory (about 40 bytes a counted pixel), so the percenti
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -77,10 +77,12 @@ def separability(score: Tensor, mask: Tensor, normalisation: Normalisation = "mi
         The boxes. Quantiles interpolate linearly between the two nearest pixels.
 
     Raises:
-        ValueError: the shapes differ, the mask holds other values, or a counted score is not finite.
+        ValueError: the shapes differ, the mask holds other values, a counted score is not finite, or `normalisation` is none of these.
 
     Source: the separability maps of the hyperspectral detection literature, boxes of 10 to 90 %; the gap is their distance as a number.
     """
+    if normalisation not in get_args(Normalisation):
+        raise ValueError(f"Expected a normalisation of {get_args(Normalisation)}, but got {normalisation!r}.")
     counted = _counted(score, mask)
     values = score[counted].double()
     if normalisation == "rank":

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from anomseg.exporting import is_exporting
 from anomseg.functional.windows import pad_to_multiple
 from anomseg.metrics.score_state import check_scores
-from anomseg.sample import IGNORE, NORMAL, finite_pixels
+from anomseg.sample import IGNORE, NORMAL, finite_pixels, with_void
 
 if TYPE_CHECKING:
     from anomseg.methods.base import AnomalySegmenter
@@ -31,7 +32,7 @@ def map_scores(method: AnomalySegmenter, image: Tensor) -> Tensor:
         ValueError: `score` gives another shape.
     """
     valid = finite_pixels(image)
-    if torch.compiler.is_exporting() or bool((enough := valid.flatten(1).sum(1) >= method.least_pixels).all()):
+    if is_exporting() or bool((enough := valid.flatten(1).sum(1) >= method.least_pixels).all()):
         return _cropped(method, image, valid)
     method.further_maps = {}
     score = image.new_zeros(valid.shape, dtype=torch.float32)
@@ -60,7 +61,7 @@ def _spread(some: Tensor, where: Tensor) -> Tensor:
 
 
 def judged_truth(batch: Mapping[str, Any]) -> Tensor:
-    """Give the mask of a batch that is validated or tested, (B, H, W), 255 where there is no data.
+    """Give the mask of a batch that is validated or tested, (B, H, W) int64, 255 where there is no data.
 
     Raises:
         ValueError: there is none.
@@ -70,8 +71,7 @@ def judged_truth(batch: Mapping[str, Any]) -> Tensor:
             f"Expected 'mask' in batches that validate or test, but got {sorted(batch)}. Where nothing is known, serve zeros: all pixels "
             "then calibrate as normal ones."
         )
-    mask: Tensor = batch["mask"].masked_fill(~finite_pixels(batch["image"]), IGNORE)
-    return mask
+    return with_void(batch["mask"], ~finite_pixels(batch["image"]))
 
 
 def check_map(score: Tensor, batch: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,10 +20,11 @@ from anomseg.functional.image_counts import (
     join_image_counts,
     unpack_image_counts,
 )
+from anomseg.functional.kept_dtype import keeping_dtype
 from anomseg.functional.regions import region_weights
 from anomseg.metrics.pixel import image_scores
 from anomseg.metrics.score_state import one_thread, select_pixels, state_parts
-from anomseg.sample import ANOMALY, IGNORE, NORMAL
+from anomseg.sample import ANOMALY, IGNORE, NORMAL, with_void
 
 
 class ImageBootstrap(Metric):
@@ -59,7 +60,6 @@ class ImageBootstrap(Metric):
             raise ValueError(f"Expected at least one replicate of either kind, a level in (0, 1) and a limit in (0, 1], but got {came}.")
         self.replicates, self.pixel_replicates = replicates, pixel_replicates
         self.level, self.seed, self.limit = level, seed, limit
-        # torchmetrics joins metrics of a collection whose states have one name and are equal after the first batch: their updates are one
         self.add_state("image_counts", default=[], dist_reduce_fx="cat")
 
     @one_thread()
@@ -71,8 +71,8 @@ class ImageBootstrap(Metric):
         for index, label in enumerate(labels.tolist()):
             own = slice(index, index + 1)
             truth = mask[own]
-            normal, _ = select_pixels(score[own], truth.masked_fill(truth == ANOMALY, IGNORE))
-            anomalous, _ = select_pixels(score[own], truth.masked_fill(truth == NORMAL, IGNORE))
+            normal, _ = select_pixels(score[own], with_void(truth, truth == ANOMALY))
+            anomalous, _ = select_pixels(score[own], with_void(truth, truth == NORMAL))
             if label != IGNORE or len(normal) + len(anomalous):
                 added.append(count_image(values[index], label, normal, anomalous, region_weights(truth), shift))
         if added:
@@ -80,6 +80,10 @@ class ImageBootstrap(Metric):
             self.image_counts = [*state_parts(self.image_counts), batch.pack()]
             if entries + len(batch.key) > ENTRIES // 4:
                 self.image_counts = [join_image_counts(_unpacked(self.image_counts), ENTRIES).pack()]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
+        """Move to another device as any metric does, but keep the types: the counts are bit patterns."""
+        return Metric._apply(self, keeping_dtype(fn), exclude_state)
 
     def counts(self) -> ImageCounts | None:
         """Give the counts of all images so far; None without any."""

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from anomseg.functional.boundary import boundary_matches
 from anomseg.functional.confusion import ChangeFigures, change_figures, confusion
-from anomseg.metrics.score_state import check_scores
+from anomseg.metrics.score_state import check_scores, state_name
 from anomseg.sample import check_mask
 
 
@@ -35,7 +35,7 @@ class ChangeConfusion(Metric):
     def __init__(self, threshold: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.threshold = _check_threshold(threshold)
-        self._state = _state_name("outcomes", threshold)
+        self._state = state_name("outcomes", threshold)
         self.add_state(self._state, default=torch.zeros(4, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, score: Tensor, mask: Tensor, name: Sequence[str] | None = None) -> None:
@@ -92,7 +92,7 @@ class BoundaryF1(Metric):
             raise ValueError(f"Expected argument `tolerance` of at least 0 pixels, but got {tolerance}. The usual one is 3.")
         self.threshold = _check_threshold(threshold)
         self.tolerance = tolerance
-        self._state = _state_name("matches", threshold, tolerance)
+        self._state = state_name("matches", threshold, tolerance)
         self.add_state(self._state, default=torch.zeros(4, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, score: Tensor, mask: Tensor, name: Sequence[str] | None = None) -> None:
@@ -119,8 +119,3 @@ def _check_threshold(threshold: float) -> float:
     if not math.isfinite(threshold):
         raise ValueError(f"Expected a finite argument `threshold`, but got {threshold}. Take it from validation, such as F1Max gives it.")
     return threshold
-
-
-def _state_name(what: str, *arguments: float) -> str:
-    # torchmetrics joins metrics of a collection whose states have one name and are equal after the first batch
-    return "_".join([what, *(str(float(argument)) for argument in arguments)]).replace(".", "_")

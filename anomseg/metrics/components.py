@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -19,9 +19,10 @@ from anomseg.functional.components import (
     component_figures,
     component_scores,
 )
+from anomseg.functional.kept_dtype import keeping_dtype
 from anomseg.functional.score_curves import f1_max
 from anomseg.functional.score_histogram import count_scores
-from anomseg.metrics.score_state import check_scores, state_parts
+from anomseg.metrics.score_state import check_scores, state_name, state_parts
 from anomseg.sample import ANOMALY, IGNORE, check_mask
 
 __all__ = ["ANOMALY_TRACK", "OBSTACLE_TRACK", "ComponentF1"]
@@ -54,8 +55,7 @@ class ComponentF1(Metric):
         if threshold is not None and not math.isfinite(threshold):
             raise ValueError(f"Expected a finite threshold or None, but got {threshold}. Take it from validation.")
         self.threshold, self.sizes = threshold, sizes
-        # torchmetrics joins metrics of a collection whose states have one name and are equal after the first batch
-        self._state = "_".join(["counts", str(threshold), *map(str, sizes)]).replace(".", "_")
+        self._state = state_name("counts", math.inf if threshold is None else threshold, *sizes)
         self.add_state(self._state, torch.zeros(len(TAUS), 3, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("sums", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
         for state in ("scores", "masks", "shapes"):
@@ -80,13 +80,17 @@ class ComponentF1(Metric):
         check_scores(score, mask, name)
         check_mask(mask, name)
         if self.threshold is None:
-            self.scores = [*state_parts(self.scores), score.detach().float().flatten()]
-            self.masks = [*state_parts(self.masks), mask.to(torch.uint8).flatten()]
+            self.scores = [*state_parts(self.scores), score.detach().to(torch.float32, copy=True).flatten()]
+            self.masks = [*state_parts(self.masks), mask.to(torch.uint8, copy=True).flatten()]
             self.shapes = [*state_parts(self.shapes), torch.tensor(score.shape[1:], device=score.device).expand(len(score), 2)]
             return
         counts, sums = _measured(score, mask, self.threshold, self.sizes)
         setattr(self, self._state, self.counts + counts.to(self.counts.device))
         self.sums = self.sums + sums.to(self.sums.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
+        """Move to another device as any metric does, but keep the types: scores and sums would be rounded."""
+        return Metric._apply(self, keeping_dtype(fn), exclude_state)
 
     def best_threshold(self) -> float:
         """Find the threshold of the best pixel F1 over the maps that are kept; NaN where no pixel is anomalous."""

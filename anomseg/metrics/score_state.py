@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from anomseg.functional.kept_dtype import keeping_dtype
 from anomseg.functional.score_histogram import ScoreCounts, count_scores
 from anomseg.functional.score_pages import fold_scores, merge_pages, unpack_pages
 from anomseg.sample import ANOMALY, IGNORE, NORMAL, check_mask
@@ -100,6 +101,10 @@ class ScoreState(Metric):
         kept, found = select_pixels(score, mask, name)
         self._append(kept, found)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
+        """Move to another device as any metric does, but keep the types: pages are bit patterns, and scores would be rounded."""
+        return Metric._apply(self, keeping_dtype(fn), exclude_state)
+
     def _append(self, scores: Tensor, anomalous: Tensor) -> None:
         if scores.numel():
             self.scores = [*state_parts(self.scores), scores]
@@ -151,6 +156,15 @@ class ScoreState(Metric):
             counted = merge_pages(parts).counts()
         _last = ([weakref.ref(t) for t in used], counted)
         return counted
+
+
+def state_name(what: str, *arguments: float) -> str:
+    """Name the state of a metric by the arguments that it depends on.
+
+    torchmetrics (1.9) joins metrics of a collection whose states have one name and are equal after the first batch, such as both are zero:
+    of two metrics at different thresholds one would be given the counts of the other.
+    """
+    return "_".join([what, *(str(float(argument)) for argument in arguments)]).replace(".", "_")
 
 
 def state_parts(state: list[Tensor] | Tensor) -> list[Tensor]:

@@ -41,17 +41,21 @@ class MeanIoU(Metric):
             label: (B, H, W) integers, 0 to K - 1, or 255 for pixels that do not count.
 
         Raises:
-            ValueError: shapes differ, or a label is no class; the message lists those found.
+            ValueError: shapes differ, or a label or a prediction where one counts is no class; the message lists those found.
         """
         if predicted.shape != label.shape:
             raise ValueError(f"Expected predictions and labels of one shape, but got {tuple(predicted.shape)} and {tuple(label.shape)}.")
         counted = label != IGNORE
         truth, guess = label[counted].long(), predicted[counted].long()
-        if truth.numel() and not (int(truth.min()) >= 0 and int(truth.max()) < self.classes):
-            found = torch.unique(truth[(truth < 0) | (truth >= self.classes)])[:8].tolist()
-            raise ValueError(f"Expected labels 0 to {self.classes - 1}, or 255 for void, but got {found}. Map ids to classes first.")
+        self._check(truth, f"labels 0 to {self.classes - 1}, or 255 for void", "Map ids to classes first.")
+        self._check(guess, f"predictions 0 to {self.classes - 1}", "Take the argmax over the known classes alone, or raise `classes`.")
         cells = torch.bincount(truth * self.classes + guess, minlength=self.classes**2)
         self.confusion = self.confusion + cells.view(self.classes, self.classes)  # not in place: the default state may be shared
+
+    def _check(self, ids: Tensor, expected: str, advice: str) -> None:
+        if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < self.classes):
+            found = torch.unique(ids[(ids < 0) | (ids >= self.classes)])[:8].tolist()
+            raise ValueError(f"Expected {expected}, but got {found}. {advice}")
 
     def ious(self) -> Tensor:
         """Compute the IoU of each class: (K,) float64, NaN where a class occurs in neither."""

@@ -17,7 +17,7 @@ from anomseg.functional.score_curves import auroc
 from anomseg.functional.score_histogram import count_scores
 from anomseg.functional.separability import Normalisation, ScoreBox, separability, share_at_or_above
 from anomseg.report.pictures import NODATA_GREY, false_colour
-from anomseg.sample import ANOMALY, IGNORE, check_mask, finite_pixels
+from anomseg.sample import ANOMALY, IGNORE, check_mask, finite_pixels, with_void
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +65,7 @@ class ComparisonRow:
 
     def truth(self) -> Tensor:
         """Give the (H, W) mask on the CPU with 255 where the image has no data."""
-        return self.mask.detach().cpu().masked_fill(~finite_pixels(self.image.detach().cpu()[None])[0], IGNORE)
+        return with_void(self.mask.detach().cpu(), ~finite_pixels(self.image.detach().cpu()[None])[0])
 
 
 def comparison_sheet(rows: Sequence[ComparisonRow]) -> Figure:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from anomseg.functional.confusion import ChangeFigures, change_figures, confusion
-from anomseg.report.pictures import LARGEST_SIDE, false_colour, save_figure
-from anomseg.sample import ANOMALY, IGNORE, NORMAL, finite_pixels
+from anomseg.report.file_names import file_of_scene
+from anomseg.report.pictures import LARGEST_SIDE, colour_bar, false_colour, save_figure
+from anomseg.sample import ANOMALY, NORMAL, finite_pixels, flat_truth, with_void
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,7 +66,7 @@ def change_panel(image: Tensor, mask: Tensor, score: Tensor, threshold: float = 
     Args:
         image: (2, C, H, W); NaN in any band marks a pixel without data.
         mask: (H, W) of 0, 1 and 255.
-        score: (H, W) raw score, higher is more changed.
+        score: (H, W) raw score, higher is more changed; where it is not finite the pixel counts as ignored, in picture and figures.
         threshold: flags `score >= threshold`; the score is coloured around it.
         title: written above; the figures at the threshold follow it.
 
@@ -85,13 +86,15 @@ def change_panel(image: Tensor, mask: Tensor, score: Tensor, threshold: float = 
             f"Expected mask and score of the pair's shape {tuple(image.shape[-2:])}, but got {tuple(mask.shape)} and {tuple(score.shape)}."
         )
     image, score = image.detach().cpu().float(), score.detach().cpu().float()
-    known = finite_pixels(image[None])[0]
-    mask = mask.detach().cpu().masked_fill(~known, IGNORE)
+    known = finite_pixels(image[None])[0] & torch.isfinite(score)
+    mask = with_void(mask.detach().cpu(), ~known)
     figures = change_figures(confusion(score >= threshold, mask))
     step = max(1, math.ceil(max(mask.shape) / LARGEST_SIDE))
     small = (slice(None, None, step), slice(None, None, step))
-    reach = float((score[known] - threshold).abs().quantile(0.98)) if 0 < int(known.sum()) < 2**24 else 1.0
-    limits = {"cmap": "RdGy_r", "vmin": threshold - max(reach, 1e-9), "vmax": threshold + max(reach, 1e-9)}
+    beside = (score[known] - threshold).abs()
+    beside = beside[:: max(1, len(beside) // 1_000_000)]  # torch.quantile refuses more than 16 million values
+    reach = max(float(beside.quantile(0.98)), 1e-9) if len(beside) else 1.0
+    limits = {"cmap": "RdGy_r", "vmin": threshold - reach, "vmax": threshold + reach}
     shown: list[tuple[str, Tensor, dict[str, Any]]] = [
         ("before", false_colour(image[0][..., small[0], small[1]]), {}),
         ("after", false_colour(image[1][..., small[0], small[1]]), {}),
@@ -101,10 +104,12 @@ def change_panel(image: Tensor, mask: Tensor, score: Tensor, threshold: float = 
     ]
     aspect = min(max(mask.shape[0] / mask.shape[1], 0.4), 2.0)
     figure = Figure(figsize=(5 * 2.8, 2.8 * aspect + 0.75), dpi=150, layout="constrained", facecolor="white")
-    for axis, (name, plane, options) in zip(figure.subplots(1, 5), shown, strict=True):
+    axes = figure.subplots(1, 5)
+    for axis, (name, plane, options) in zip(axes, shown, strict=True):
         axis.imshow(plane.numpy(), interpolation="nearest", **options)
         axis.set_title(name, fontsize=9, loc="left", color="#333333")
         axis.set(xticks=[], yticks=[])
+    colour_bar(figure, axes[3], axes[3].images[0], extend="both")
     patches = [Patch(facecolor=colour, edgecolor="#888888", label=name) for name, colour in ERROR_COLOURS.items()]
     figure.legend(handles=patches, loc="outside lower right", ncols=5, fontsize=7, frameon=False)
     figure.suptitle(f"{title}   {_figures(figures)}".strip(), fontsize=10, x=0.01, ha="left")
@@ -129,6 +134,8 @@ def write_error_maps(
 ) -> list[Path]:
     """Score batches of whole pairs, and write a panel for each pair as `<name>_change.png`.
 
+    A name may hold subfolders, but none that lead out of the folder.
+
     Args:
         method: gives the score.
         batches: of the batch contract, such as a test loader without ``tile``.
@@ -140,10 +147,10 @@ def write_error_maps(
         The paths written.
 
     Raises:
-        ValueError: a batch holds tiles.
+        ValueError: a batch holds tiles, a name comes twice, or one leads out of the folder.
     """
     written: list[Path] = []
-    for batch in batches:
+    for batch in map(flat_truth, batches):
         with torch.no_grad():
             score = method.score_map(batch["image"].to(method.device)).cpu()
         for index in range(len(score)):
@@ -152,7 +159,9 @@ def write_error_maps(
             name = batch["name"][index] if "name" in batch else f"pair-{len(written)}"
             if "scene_size" in batch and tuple(batch["scene_size"][index]) != tuple(score.shape[-2:]):
                 raise ValueError(f"Expected whole pairs, but got a tile of '{name}'. Serve them with tile=None.")
-            path = Path(folder) / f"{name}_change.png"
+            path = file_of_scene(folder, name, "_change.png")
+            if path in written:
+                raise ValueError(f"Expected a name of its own for each pair, but '{name}' came again and would overwrite '{path}'.")
             written.append(save_change_panel(path, batch["image"][index], batch["mask"][index], score[index], threshold, str(name)))
     return written
 

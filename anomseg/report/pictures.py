@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,13 +54,11 @@ def false_colour(image: Tensor, wavelength: Sequence[float] | None = None, scale
     """
     if image.ndim != 3:
         raise ValueError(f"Expected an image of shape (C, H, W), but got {tuple(image.shape)}. Pick one sample of a batch.")
-    if wavelength is not None and len(wavelength) != image.shape[0]:
-        raise ValueError(f"Expected {image.shape[0]} wavelengths, one a band, but got {len(wavelength)}. Drop those of removed bands.")
     scale = image if scale_of is None else scale_of
     if scale.ndim != 3 or scale.shape[0] != image.shape[0]:
         raise ValueError(f"Expected scale_of with the {image.shape[0]} bands of the image, but got {tuple(scale.shape)}.")
     valid, measured = finite_pixels(image[None])[0], finite_pixels(scale[None])[0]
-    picked = _picture_bands(image.shape[0], wavelength)
+    picked = picture_bands(image.shape[0], wavelength)
     limits = {band: _limits(scale[band].float()[measured]) for band in set(picked)}
     channels = {band: _stretched(image[band].float(), *limits[band]).masked_fill(~valid, NODATA_GREY) for band in limits}
     return torch.stack([channels[band] for band in picked], dim=-1)
@@ -146,8 +145,8 @@ def scene_panel(
         _caption(axis, name, "truth outlined" if mask is not None else "")
     _caption(raw, "raw score", "2–98 % stretch")
     _caption(hot, "heat map", "calibrated, 0–1")
-    _bar(figure, raw, raw.images[0], extend="both")
-    _bar(figure, hot, _unit_scale(), extend="neither")
+    colour_bar(figure, raw, raw.images[0], extend="both")
+    colour_bar(figure, hot, _unit_scale(), extend="neither")
     if mask is not None:
         axes[-1].set_box_aspect(min(max(size[0] / size[1], 0.75), 1.3))
         _histogram(axes[-1], score[valid & (mask == NORMAL)], score[valid & (mask == ANOMALY)])
@@ -205,8 +204,10 @@ def save_figure(path: str | Path, figure: Figure) -> Path:
     return path
 
 
-def _picture_bands(count: int, wavelength: Sequence[float] | None) -> tuple[int, int, int]:
-    """Pick the bands of red, green and blue."""
+def picture_bands(count: int, wavelength: Sequence[float] | None) -> tuple[int, int, int]:
+    """Pick the bands of red, green and blue as `false_colour` does; one band thrice where there are fewer than three."""
+    if wavelength is not None and len(wavelength) != count:
+        raise ValueError(f"Expected {count} wavelengths, one a band, but got {len(wavelength)}. Drop those of removed bands.")
     if count < 3:
         return 0, 0, 0
     if wavelength is None:
@@ -253,7 +254,7 @@ def _caption(axis: Axes, name: str, note: str) -> None:
     axis.set_title(f"{name} · {note}" if note else name, fontsize=9, loc="left", color="#333333")
 
 
-def _bar(figure: Figure, axis: Axes, shown: Any, extend: str) -> None:
+def colour_bar(figure: Figure, axis: Axes, shown: Any, extend: str) -> None:
     """Add a thin colour bar to the right of a panel."""
     bar = figure.colorbar(shown, ax=axis, fraction=0.045, pad=0.02, extend=extend)
     bar.ax.tick_params(labelsize=7, length=2)
@@ -295,16 +296,25 @@ def _regions(axis: Axes, region: Tensor, filled: bool) -> None:
         hatches.set(edgecolor="#8A8A8A", linewidth=0.0)
         axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
         return
-    axis.add_collection(LineCollection(_pixel_edges(region), colors=_OUTLINE, linewidths=0.9, capstyle="round"))
+    axis.add_collection(LineCollection(list(_pixel_edges(region)), colors=_OUTLINE, linewidths=0.9, capstyle="round"))
 
 
-def _pixel_edges(region: Tensor) -> list[list[tuple[float, float]]]:
-    """List the unit edges between an (H, W) region and the rest, as ((x, y), (x, y)) in pixel coordinates."""
-    padded = torch.nn.functional.pad(region, (1, 1, 1, 1))
-    below = (padded[1:] != padded[:-1])[:, 1:-1].nonzero().tolist()
-    beside = (padded[:, 1:] != padded[:, :-1])[1:-1].nonzero().tolist()
-    flat = [[(column - 0.5, row - 0.5), (column + 0.5, row - 0.5)] for row, column in below]
-    return flat + [[(column - 0.5, row - 0.5), (column - 0.5, row + 0.5)] for row, column in beside]
+def _pixel_edges(region: Tensor) -> np.ndarray[Any, Any]:
+    """Give the unit edges between an (H, W) region and the rest: (N, 2, 2), two ends (x, y) each, in pixel coordinates.
+
+    Edges in one line that follow one another are joined, so that a drawing does not take a step for each pixel.
+    """
+    padded = np.pad(region.numpy(), 1)
+    flat = _runs(padded[1:, 1:-1] != padded[:-1, 1:-1])
+    upright = _runs((padded[1:-1, 1:] != padded[1:-1, :-1]).T)
+    return np.concatenate([flat, upright[..., ::-1]])
+
+
+def _runs(edges: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Give where runs of True begin and end along the rows: (N, 2, 2), (x, y) on the edges of pixels."""
+    steps = np.diff(np.pad(edges, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    (row, begin), (_, end) = np.nonzero(steps == 1), np.nonzero(steps == -1)  # both in the order of the rows
+    return np.stack([np.stack([begin, row], 1), np.stack([end, row], 1)], 1) - 0.5
 
 
 def _histogram(axis: Axes, normal: Tensor, anomalous: Tensor) -> None:
@@ -312,12 +322,11 @@ def _histogram(axis: Axes, normal: Tensor, anomalous: Tensor) -> None:
     normal, anomalous = normal[torch.isfinite(normal)], anomalous[torch.isfinite(anomalous)]
     both = torch.cat([normal, anomalous])
     low, high = (float(both.min()), float(both.max())) if both.numel() else (0.0, 1.0)
-    high = high if high > low else low + 1.0
-    bins = 60
-    edges = torch.linspace(low, high, bins + 1).tolist()
+    high = high if high > low else low + max(1.0, abs(low) * 1e-6)
+    edges = np.linspace(low, high, 61)
     for values, colour, name, alpha in ((normal, _NORMAL_BARS, "normal", 0.55), (anomalous, _ANOMALY_BARS, "anomalous", 0.75)):
-        counts = torch.histc(values, bins, low, high)
-        axis.stairs(counts.tolist(), edges, color=colour, fill=True, alpha=alpha, label=f"{name} ({values.numel():,})")
+        counts = np.histogram(values.numpy(), edges)[0]  # in integers; float32 ends at 2^24 pixels
+        axis.stairs(counts, edges, color=colour, fill=True, alpha=alpha, label=f"{name} ({values.numel():,})")
     if both.numel():
         axis.set_yscale("log")
         axis.set_ylim(bottom=0.7)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SIDE = 512
 """Longest side of a single picture in pixels; larger images are decimated."""
+STRIP_SIDE = 256
+"""The same for the pictures of a strip, which are drawn smaller."""
 _TRUTH = {"normal": (0.12, 0.14, 0.18), "anomalous": (0.95, 0.45, 0.1), "ignored": (NODATA_GREY,) * 3}
 
 
@@ -42,6 +44,31 @@ class Frame:
     reconstruction: Tensor
     score: Tensor
     heatmap: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class StripPictures:
+    """Hold what a strip shows of an epoch, no side longer than `STRIP_SIDE`: 20 bytes a pixel, whatever the number of bands.
+
+    Attributes:
+        epoch: of training, from 0.
+        rebuilt: (h, w, 3) colours of the reconstruction, in [0, 1].
+        residual: (h, w) in units of the image, NaN where there is no data.
+        heatmap: (h, w) in [0, 1], NaN where there is no data; None before calibration.
+    """
+
+    epoch: int
+    rebuilt: Tensor
+    residual: Tensor
+    heatmap: Tensor | None
+
+
+def strip_pictures(image: Tensor, frame: Frame, wavelength: Sequence[float] | None = None) -> StripPictures:
+    """Take from a frame what a strip shows of it; arguments as `reconstruction_strip`."""
+    image, frame, _ = _small(image, frame, None, STRIP_SIDE)
+    return StripPictures(
+        frame.epoch, _rebuilt(image, frame, wavelength), residual_map(image, frame.reconstruction), _known_heat(image, frame)
+    )
 
 
 def residual_map(image: Tensor, reconstruction: Tensor) -> Tensor:
@@ -97,7 +124,7 @@ def reconstruction_panel(
     """
     from matplotlib.figure import Figure
 
-    image, frame, mask = _small(image, frame, mask)
+    image, frame, mask = _small(image, frame, mask, SIDE)
     valid = finite_pixels(image[None])[0]
     limit = residual_limit(image)
     low, high = score_limits or _ends(frame.score[valid])
@@ -109,7 +136,7 @@ def reconstruction_panel(
     _show(axes[2], "residual", f"0–{limit:.3g}, two s.d.", residual_map(image, frame.reconstruction), **scaled)
     scored = frame.score.masked_fill(~valid, torch.nan)
     _show(axes[3], "score", f"{low:.3g} to {high:.3g}", scored, cmap="cividis", vmin=low, vmax=high)
-    _show_heat(axes[4], frame, valid)
+    _show_heat(axes[4], _known_heat(image, frame))
     _show_truth(axes[5], mask)
     figure.suptitle(
         f"{title} · epoch {frame.epoch}" if title else f"epoch {frame.epoch}", fontsize=10, fontweight="bold", x=0.01, ha="left"
@@ -119,7 +146,7 @@ def reconstruction_panel(
 
 def reconstruction_strip(
     image: Tensor,
-    frames: Sequence[Frame],
+    frames: Sequence[Frame | StripPictures],
     mask: Tensor | None = None,
     title: str = "",
     wavelength: Sequence[float] | None = None,
@@ -129,7 +156,7 @@ def reconstruction_strip(
 
     Args:
         image: (C, H, W), NaN where there is no data.
-        frames: one for each epoch, in their order.
+        frames: one for each epoch, in their order; `strip_pictures` of it does as well, and takes less memory.
         mask: (H, W) of 0, 1 and 255, or None.
         title: written above.
         wavelength: C band centres in nanometres, or None.
@@ -145,20 +172,19 @@ def reconstruction_strip(
 
     if not frames or columns < 2:
         raise ValueError(f"Expected frames and columns >= 2, but got {len(frames)} frames and {columns} columns.")
-    shown = [frames[i] for i in spread_indices(len(frames), columns)]
+    picked = [frames[i] for i in spread_indices(len(frames), columns)]
+    shown = [one if isinstance(one, StripPictures) else strip_pictures(image, one, wavelength) for one in picked]
     width = len(shown) + 1
     figure = Figure(figsize=(1.6 * width + 0.4, 3 * 1.6 * _aspect(image) + 0.9), dpi=120, layout="constrained", facecolor="white")
     axes = figure.subplots(3, width, squeeze=False)
     limit = residual_limit(image)
-    valid = finite_pixels(_small(image, shown[0], mask)[0][None])[0]
-    for column, frame in enumerate(shown, start=1):
-        small, frame, _ = _small(image, frame, mask)
-        _show(axes[0, column], f"epoch {frame.epoch}", "", _rebuilt(small, frame, wavelength))
-        _show(axes[1, column], "", "", residual_map(small, frame.reconstruction), cmap="magma", vmin=0.0, vmax=limit)
-        _show_heat(axes[2, column], frame, valid, named=False)
-    small, _, small_mask = _small(image, shown[0], mask)
-    _show(axes[0, 0], "input", "", false_colour(small, wavelength))
-    _show_truth(axes[1, 0], small_mask)
+    for column, one in enumerate(shown, start=1):
+        _show(axes[0, column], f"epoch {one.epoch}", "", one.rebuilt)
+        _show(axes[1, column], "", "", one.residual, cmap="magma", vmin=0.0, vmax=limit)
+        _show_heat(axes[2, column], one.heatmap, named=False)
+    part, step = _decimation(image, STRIP_SIDE)
+    _show(axes[0, 0], "input", "", false_colour(image.detach().float().cpu()[part], wavelength))
+    _show_truth(axes[1, 0], _small_truth(mask, step))
     _say(axes[2, 0], f"rows:\nreconstruction\nresidual, 0–{limit:.3g}\n(two s.d. of input)\nheat map, 0–1")
     figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
     return figure
@@ -188,22 +214,31 @@ def spread_indices(count: int, most: int) -> list[int]:
     return [round(i * (count - 1) / (most - 1)) for i in range(most)]
 
 
-def _small(image: Tensor, frame: Frame, mask: Tensor | None) -> tuple[Tensor, Frame, Tensor | None]:
-    """Bring all to the CPU, and decimate what is larger than `SIDE`; an anomaly in a cell of the mask stays."""
+def _decimation(image: Tensor, side: int) -> tuple[tuple[Any, slice, slice], int]:
+    """Give what to index with so that no side is longer, and the step."""
+    step = max(1, math.ceil(max(image.shape[-2:]) / side))
+    return (..., slice(None, None, step), slice(None, None, step)), step
+
+
+def _small(image: Tensor, frame: Frame, mask: Tensor | None, side: int) -> tuple[Tensor, Frame, Tensor | None]:
+    """Bring all to the CPU, and decimate what is larger; an anomaly in a cell of the mask stays."""
     size = tuple(image.shape[-2:])
     planes = {"reconstruction": frame.reconstruction, "score": frame.score, "heatmap": frame.heatmap, "mask": mask}
     for name, plane in planes.items():
         if plane is not None and tuple(plane.shape[-2:]) != size:
             raise ValueError(f"Expected {name} of height and width {size}, but got {tuple(plane.shape)}. Crop it to the image.")
-    step = max(1, math.ceil(max(size) / SIDE))
-    part = (..., slice(None, None, step), slice(None, None, step))
+    part, step = _decimation(image, side)
     heat = None if frame.heatmap is None else frame.heatmap.detach().float().cpu()[part]
     small = Frame(frame.epoch, frame.reconstruction.detach().float().cpu()[part], frame.score.detach().float().cpu()[part], heat)
-    if mask is not None:
-        anomalous = (mask == ANOMALY).float().cpu()[None, None]
-        grown = torch.nn.functional.max_pool2d(anomalous, step, ceil_mode=True)[0, 0] > 0
-        mask = mask.detach().cpu()[part].masked_fill(grown, ANOMALY)
-    return image.detach().float().cpu()[part], small, mask
+    return image.detach().float().cpu()[part], small, _small_truth(mask, step)
+
+
+def _small_truth(mask: Tensor | None, step: int) -> Tensor | None:
+    if mask is None:
+        return None
+    mask = mask.detach().cpu().long()
+    grown = torch.nn.functional.max_pool2d((mask == ANOMALY).float()[None, None], step, ceil_mode=True)[0, 0] > 0
+    return mask[::step, ::step].masked_fill(grown, ANOMALY)
 
 
 def _rebuilt(image: Tensor, frame: Frame, wavelength: Sequence[float] | None) -> Tensor:
@@ -232,11 +267,15 @@ def _show(axis: Axes, name: str, note: str, plane: Tensor, **colours: Any) -> No
     axis.set_title(f"{name} · {note}" if note else name, fontsize=8, loc="left", color="#333333")
 
 
-def _show_heat(axis: Axes, frame: Frame, valid: Tensor, named: bool = True) -> None:
-    if frame.heatmap is None:
+def _known_heat(image: Tensor, frame: Frame) -> Tensor | None:
+    return None if frame.heatmap is None else frame.heatmap.masked_fill(~finite_pixels(image[None])[0], torch.nan)
+
+
+def _show_heat(axis: Axes, heatmap: Tensor | None, named: bool = True) -> None:
+    if heatmap is None:
         _say(axis, "not calibrated yet")
     else:
-        _show(axis, "heat map" if named else "", "0–1" if named else "", heat_colours(frame.heatmap.masked_fill(~valid, torch.nan)))
+        _show(axis, "heat map" if named else "", "0–1" if named else "", heat_colours(heatmap))
 
 
 def _show_truth(axis: Axes, mask: Tensor | None) -> None:

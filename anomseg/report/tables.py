@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-COLUMNS = ("image_auroc", "auroc", "ap", "fpr95", "f1_max", "aupro", "auc_dt", "auc_ft")
+COLUMNS = (
+    *("image_auroc", "auroc", "ap", "fpr95", "f1_max", "aupro", "auc_dt", "auc_ft"),
+    *("change_f1", "change_iou", "change_kappa", "miou", "heat_ece"),
+)
 
 
 def figure_table(figures: Mapping[str, float | Tensor], prefix: str = "test_") -> str:

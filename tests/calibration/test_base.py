@@ -1,3 +1,4 @@
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor
@@ -6,8 +7,10 @@ from anomseg.calibration.base import Calibration
 from anomseg.calibration.quantile import QuantileCalibration, RankCalibration
 from anomseg.errors import NotFittedError
 from anomseg.functional.score_histogram import ScoreCounts
+from anomseg.methods.base import AnomalySegmenter
 from anomseg.metrics import score_state
 from anomseg.metrics.pixel import PixelAUROC
+from anomseg.sample import collate
 
 KINDS = pytest.mark.parametrize(
     "make", [QuantileCalibration, lambda: QuantileCalibration(tails="clip"), RankCalibration], ids=["soft", "clip", "rank"]
@@ -102,6 +105,48 @@ def test_calibration__is_fitted_again_from_new_counts(make):
     again.fit(counted(score, mask))
     once.fit(counted(score, mask))
     assert buffers_equal(again, once)
+
+
+@KINDS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_calibration__stays_as_it_is_where_a_method_is_cast(make, dtype):
+    score, mask = draw()
+    score = 1000 + score / 100
+    plain, cast = make(), torch.nn.Sequential(make())
+    cast.to(dtype)  # before fitting, as Lightning does it
+    for calibration in (plain, cast[0]):
+        calibration.fit(counted(score, mask))
+    cast.to(dtype)
+    assert buffers_equal(plain, cast[0])
+    assert torch.equal(plain(score), cast(score))
+
+
+class Level(AnomalySegmenter):
+    """Score far from 0, where bfloat16 has one value for all scores."""
+
+    def __init__(self, calibration=None):
+        super().__init__(calibration)
+        self.level = torch.nn.Parameter(torch.tensor(1000.0))
+
+    def training_step(self, batch, batch_idx):
+        return (batch["image"] - self.level).float().square().mean() * 0
+
+    def score(self, image):
+        return 1000 + image.float().mean(1)
+
+
+def test_calibration__of_a_method_trained_in_half_precision_tells_scores_apart(tmp_path):
+    score, mask = draw(16)
+    samples = [{"image": s[None].sigmoid(), "mask": m, "name": str(i)} for i, (s, m) in enumerate(zip(score / 40, mask, strict=True))]
+    loader = torch.utils.data.DataLoader(samples, collate_fn=collate)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    loop = pl.Trainer(default_root_dir=tmp_path, accelerator="cpu", max_epochs=1, precision="bf16-true", **quiet)
+    method = Level()
+    loop.fit(method, loader, loader)
+    assert method.level.dtype == torch.bfloat16
+    torch.testing.assert_close(method.calibration(method.calibration.anchors), torch.tensor([0.1, 0.5]))
+    loop.test(method, loader, verbose=False)
+    assert 0 < float(loop.callback_metrics["test_aupro"]) < 1
 
 
 @KINDS

@@ -131,9 +131,12 @@ def test_rank_heat__is_the_share_of_normal_pixels_below(shape, knots):
     score = ordered[:: len(ordered) // 999].contiguous()
     below = torch.searchsorted(ordered, score) / len(ordered)
     np.testing.assert_allclose(calibration(score).numpy(), below.numpy(), atol=3 / knots)
-    tail = ordered[-100:-1]  # the knots grow denser, so the rarest shares are the finest
+    tail = ordered[-1000:-100]  # the knots grow denser, so that rare shares are as fine
     rarity = 1 - torch.searchsorted(ordered, tail).double() / len(ordered)
     np.testing.assert_allclose((1 - calibration(tail).double()) / rarity, 1, atol=0.1)
+    last = ordered[-100:]
+    rarity = 1 - torch.searchsorted(ordered, last).double() / len(ordered)
+    np.testing.assert_allclose(1 - calibration(last).double(), 0.0005 + rarity / 2, atol=2e-5)
 
 
 def test_rank_heat__goes_on_rising_above_the_highest_normal_score():
@@ -143,6 +146,21 @@ def test_rank_heat__goes_on_rising_above_the_highest_normal_score():
     assert float(heat[0]) == pytest.approx(0.999)
     assert bool((heat.diff() > 0).all())
     assert float(heat[-1]) <= 1
+
+
+@pytest.mark.parametrize("normals", [2_000, 50_000, 1_000_000])
+def test_rank_heat__keeps_anomalies_above_all_normals_apart_however_many_these_are(normals):
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(normals, generator=generator)
+    calibration = RankCalibration()
+    calibration.fit(counted(normal))
+    anomalies = normal.max() + 5 * torch.rand(1000, generator=generator)
+    alarms = normal.max() + 2 * torch.rand(200, generator=generator)  # new normal pixels that score above all that were known
+    score = torch.cat([anomalies, alarms, torch.randn(100_000, generator=generator)])
+    heat = calibration(score)
+    assert torch.unique(heat[:1000]).numel() > 700
+    before, after = (float(auroc(count_scores([s], [s[:1000]]))) for s in (score, heat))
+    assert after == pytest.approx(before, abs=1e-6)
 
 
 def test_rank_heat__of_ties_is_the_share_strictly_below():

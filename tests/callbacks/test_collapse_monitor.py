@@ -174,7 +174,7 @@ def test_monitor__restores_a_method_with_fitted_buffers(tmp_path):
     limits = CollapseLimits(feature_rank=1e9, patience=3, min_steps=6)  # the third check and those after it are called a collapse
     monitor = CollapseMonitor(action="restore_best", limits=limits)
     spec = PatchDescriptor(scales=(1.0,))
-    scenes = SyntheticDataModule("multispectral", count=4, size=(32, 32))
+    scenes = SyntheticDataModule("multispectral", count=4, size=(32, 32), train_on="normal")
     method, loop = fit(tmp_path, monitor, SVDD(10, spec), epochs=9, served=scenes, limit_val_batches=0)
     assert [one.word for one in monitor.verdicts] == ["bottleneck collapsed"]
     assert loop.current_epoch < 9

@@ -235,7 +235,7 @@ def scaled_svdd():
 
 
 def spectra(count=4, size=(40, 44)):
-    return SyntheticDataModule("multispectral", count=count, size=size)
+    return SyntheticDataModule("multispectral", count=count, size=size, train_on="normal")
 
 
 MUSEUM = {
@@ -325,7 +325,7 @@ def autoencoder(corrupt=True, make=texture, lr=3e-3, loss=mse, masked=False, ban
 
 
 def svdd(**options):
-    return lambda seed: (SVDD(10, **options), SyntheticDataModule("multispectral", count=4, size=(40, 44), seed=seed))
+    return lambda seed: (SVDD(10, **options), SyntheticDataModule("multispectral", count=4, size=(40, 44), seed=seed, train_on="normal"))
 
 
 def change(seed):

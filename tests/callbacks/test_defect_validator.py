@@ -290,3 +290,12 @@ def test_pairs_of_dates__are_refused(tmp_path):
 
 def test_validator__holds_no_generator_that_spawned_processes_cannot_be_sent():
     assert not [name for name, value in vars(DefectValidator()).items() if isinstance(value, torch.Generator)]
+
+
+def test_validator__takes_boolean_masks_of_images_with_missing_data(tmp_path):
+    samples = [sample(i) for i in range(8)]
+    for one in samples:
+        one["mask"] = one["mask"].bool()
+    validator = DefectValidator([Bright()], strengths=None, minimum=1)
+    fit(tmp_path, [validator], data=loader(samples))
+    assert set(validator.figures) == {"Bright@1"}

@@ -74,10 +74,17 @@ def fit(tmp_path, strips, data=None, method=None, epochs=2, **options):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Name the files without drawing them."""
-    for name in ("save_figure", "save_reconstruction_panel"):
-        monkeypatch.setattr(reconstruction_strips, name, lambda path, *_: path)
-    monkeypatch.setattr(reconstruction_strips, "reconstruction_strip", lambda *_: None)
+    """Name the files without drawing them, and give what they would be drawn from."""
+    drawn = {"panels": [], "strips": []}
+
+    def panel(path, image, frame, *_):
+        drawn["panels"].append((path, image, frame))
+        return path
+
+    monkeypatch.setattr(reconstruction_strips, "save_figure", lambda path, *_: path)
+    monkeypatch.setattr(reconstruction_strips, "save_reconstruction_panel", panel)
+    monkeypatch.setattr(reconstruction_strips, "reconstruction_strip", lambda *given: drawn["strips"].append(given))
+    return drawn
 
 
 def files(folder):
@@ -90,8 +97,6 @@ def test_strips__write_a_panel_for_each_epoch_and_a_summary_for_each_image(tmp_p
     names = ["part-good-test3", "part-hole-test0"]
     assert files(tmp_path / "out") == [f"epoch-{e:03d}/{n}.png" for e in (0, 1) for n in names] + [f"summary_{n}.png" for n in names]
     assert set(strips.written) == {tmp_path / "out" / one for one in files(tmp_path / "out")}
-    assert [frame.epoch for frame in strips._frames["part/hole/test0"]] == [0, 1]
-    assert strips._frames["part/hole/test0"][1].heatmap is not None
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -158,6 +163,59 @@ def test_strips__leave_the_training_as_it_is(tmp_path):
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(first.net.parameters(), second.net.parameters(), strict=True))
     assert second.net.training
+
+
+class Named(Parts):
+    """Serve images whose level tells them apart."""
+
+    def __init__(self, *named):
+        super().__init__()
+        self.named = named
+
+    def serve(self, kinds, stage):
+        mask = torch.zeros(12, 16, dtype=torch.int64)
+        samples = [{"image": torch.full((3, 12, 16), float(i)), "mask": mask, **one} for i, one in enumerate(self.named)]
+        return DataLoader(samples, batch_size=2, collate_fn=collate)
+
+
+class Itself(Rebuilder):
+    """Give an image back as it is."""
+
+    def reconstruct(self, image):
+        return image + 0 * sum(p.sum() for p in self.net.parameters())
+
+
+TILES = [{"name": "part", "window": (row, 4, 12, 16), "scene_size": (60, 20)} for row in range(0, 48, 12)]
+
+
+@pytest.mark.parametrize(
+    ("named", "images", "names"),
+    [
+        (TILES, 3, ["part_0-4", "part_12-4", "part_24-4"]),
+        (TILES, ["part"], ["part_0-4"]),
+        ([{"name": "a/b"}, {"name": "a/b"}, {"name": "a-b"}], 3, ["a-b", "a-b_1", "a-b_2"]),
+        ([{"name": "../a"}], 1, ["..-a"]),
+    ],
+    ids=["tiles", "a scene of tiles by its name", "one file for several names", "a name that leads out"],
+)
+def test_strips__keep_images_of_one_name_apart(tmp_path, undrawn, named, images, names):
+    strips = ReconstructionStrips(tmp_path / "out", images=images)
+    fit(tmp_path, strips, Named(*named), Itself())
+    panels = [tmp_path / "out" / f"epoch-{epoch:03d}" / f"{name}.png" for epoch in (0, 1) for name in names]
+    assert [path for path, _, _ in undrawn["panels"]] == panels
+    assert len(strips.written) == 2 * len(panels)
+    assert len(set(strips.written)) == len(panels) + len(names)
+    assert all(torch.equal(image, frame.reconstruction) for _, image, frame in undrawn["panels"])
+    assert [[one.epoch for one in given[1]] for given in undrawn["strips"][-len(names) :]] == [[0, 1]] * len(names)
+    assert all(bool((given[1][-1].residual == 0).all()) for given in undrawn["strips"])
+
+
+def test_strips__hold_few_small_pictures_of_many_epochs(tmp_path, undrawn):
+    strips = ReconstructionStrips(tmp_path / "out", images=1, columns=3)
+    fit(tmp_path, strips, epochs=23)
+    shown = undrawn["strips"][-1][1]
+    assert [one.epoch for one in shown] == [0, 8, 16, 22]
+    assert all(tuple(one.rebuilt.shape) == (12, 16, 3) for one in shown)
 
 
 def test_strips__refuse_what_they_cannot_draw(tmp_path):

@@ -11,6 +11,7 @@ from anomseg.data.scene_datamodule import SceneDataModule
 from anomseg.functional.score_histogram import count_scores
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.rx import RX
+from anomseg.report.pictures import save_panel
 from anomseg.sample import collate
 
 PLACE = (10.0, 0.0, 500000.0, 0.0, -10.0, 4000000.0)
@@ -185,3 +186,65 @@ def test_scene_writer__refuses_a_part_that_came_already(tmp_path, windows):
     with pytest.raises(ValueError, match="every part of scene 'a' once"):
         predicted(tmp_path, SceneWriter(tmp_path / "out", pictures=False), Constant(), DataLoader(samples, collate_fn=collate))
     assert not (tmp_path / "out").exists()
+
+
+def test_scene_writer__says_that_the_size_of_a_tiled_scene_is_missing(tmp_path):
+    samples = [{"image": torch.rand(3, 8, 8), "name": "a", "window": (0, column, 8, 8)} for column in (0, 8)]
+    with pytest.raises(ValueError, match=r"Expected 'scene_size', .* scene 'a' at \(0, 8, 8, 8\) came without"):
+        predicted(tmp_path, SceneWriter(tmp_path / "out", pictures=False), Constant(), DataLoader(samples, collate_fn=collate))
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3, 6])
+@pytest.mark.parametrize("dates", [1, 2])
+def test_scene_writer__draws_the_picture_of_all_bands_while_it_holds_three(tmp_path, bands, dates):
+    writer, method = SceneWriter(tmp_path / "out"), Constant()
+    image = torch.rand(2, bands, 24, 16, generator=torch.Generator().manual_seed(0))[:dates]
+    image[:, bands - 1, :5, :4] = torch.nan  # in one band, which need not be among those shown
+    image = image if dates == 2 else image[0]
+    wavelength = tuple(400.0 + 80 * band for band in range(bands))
+    more = {"name": "a", "scene_size": (24, 16), "wavelength": wavelength}
+    mask = torch.zeros(24, 16, dtype=torch.long)
+    mask[10, 10] = 1
+    tiles = [{"image": image[..., r : r + 12, :], "mask": mask[r : r + 12], "window": (r, 0, 12, 16), **more} for r in (0, 12)]
+    method.score = lambda image: torch.ones(len(image), *image.shape[-2:])
+    predicted(tmp_path, writer, method, DataLoader(tiles, collate_fn=collate))
+    score = torch.ones(24, 16)
+    expected = save_panel(tmp_path / "a.png", image, score, method.calibration(score), mask, "a", wavelength)
+    assert (tmp_path / "out" / "a.png").read_bytes() == expected.read_bytes()
+    assert np.isnan(np.load(tmp_path / "out" / "a_score.npy")).sum() == 20
+
+
+def test_scene_writer__holds_no_band_without_a_picture(tmp_path):
+    writer, image = SceneWriter(tmp_path / "out", pictures=False), torch.rand(1, 50, 64, 64)
+    batch = {"image": image, "name": ["a"]}
+    writer.write_on_batch_end(None, Constant(), {"score": image[:, 0]}, None, batch, 0, 0)
+    held = [value for value in vars(writer._open).values() if isinstance(value, torch.Tensor)]
+    assert sum(value.untyped_storage().nbytes() for value in held) < 5 * 4 * 64 * 64
+
+
+class Classes(Constant):
+    """Name the class of each pixel beside the score: what the image holds, but for the border of a tile, where it is wrong."""
+
+    def score(self, image):
+        classes = image[:, 0].nan_to_num().long()
+        classes[:, :, [0, -1]] = 9
+        self.further_maps = {"classes": classes}
+        return image[:, 0].nan_to_num()
+
+
+@pytest.mark.parametrize("place", [None, PLACE])
+def test_scene_writer__writes_further_maps_from_the_middle_of_each_tile(tmp_path, place):
+    image = torch.randint(4, (1, 8, 20), generator=torch.Generator().manual_seed(0)).float()
+    image[0, 3, 3] = torch.nan
+    windows = [(0, 0, 8, 12), (0, 8, 8, 12)]
+    more = {"name": "a", "scene_size": (8, 20), "transform": place, "crs": UTM if place else None}
+    samples = [{"image": image[:, :, w[1] : w[1] + 12], "window": w, **more} for w in windows]
+    writer = predicted(tmp_path, SceneWriter(tmp_path / "out", pictures=False), Classes(), DataLoader(samples, collate_fn=collate))
+    assert writer.written[-1] == tmp_path / "out" / ("a_classes.tif" if place else "a_classes.npy")
+    if place:
+        with rasterio.open(writer.written[-1]) as file:
+            classes = file.read(1)
+    else:
+        classes = np.load(writer.written[-1])
+    np.testing.assert_array_equal(classes[:, 1:-1], image[0, :, 1:-1].numpy())
+    assert (classes[:, [0, -1]] == 9).all()

@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 
 import pytest
 import torch
@@ -72,6 +73,20 @@ def test_component_scores__measure_an_alarm_before_a_small_object_is_cut_out_of_
     siou, ppv = component_scores(flagged, mask, (10, 5))  # 12 pixels count as an alarm, though 8 remain beside the object
     assert siou.tolist() == []
     assert ppv.tolist() == [0.0]
+
+
+def test_component_scores__of_thousands_of_components_take_no_table_of_all_pairs():
+    mask, flagged = torch.zeros(240, 240, dtype=torch.int64), torch.zeros(240, 240, dtype=torch.bool)
+    mask[::3, ::3] = 1
+    flagged[::3, ::3] = True
+    flagged[::6, ::6] = False
+    tracemalloc.start()
+    siou, ppv = component_scores(flagged, mask, (1, 1))  # 6,400 and 4,800 components: a table of all pairs takes 250 MB
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+    assert len(siou) == 80**2
+    assert int((siou == 1).sum()) == len(ppv) == int((ppv == 1).sum()) == 80**2 - 40**2
 
 
 @pytest.mark.parametrize("empty", ["truth", "prediction", "both"])

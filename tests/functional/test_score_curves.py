@@ -92,6 +92,12 @@ def test_threshold_at_fpr__is_the_lowest_that_keeps_the_share(seed, fpr):
     assert not len(lower) or (scores[~truth] >= lower.max()).mean() > fpr
 
 
+@pytest.mark.parametrize("fpr", [0.29, 0.57, 0.58])
+def test_threshold_at_fpr__is_not_put_off_by_the_rounding_of_a_share(fpr):
+    threshold = float(threshold_at_fpr(count_scores([torch.arange(100.0)], []), fpr))
+    assert threshold == round(100 * (1 - fpr))
+
+
 def test_threshold_at_fpr__flags_nothing_where_the_highest_score_is_too_common():
     counts = cells([0, 0, 5], [1, 0, 0])
     assert float(threshold_at_fpr(counts, 0.5)) == np.nextafter(np.float32(2), np.float32(3))

@@ -104,3 +104,8 @@ def test_separability__refuses_maps_that_do_not_fit(call):
         call(torch.tensor([0.0, math.nan, math.nan]), torch.tensor([0, 1, IGNORE]))
     with pytest.raises(ValueError, match="Expected mask values"):
         call(score, mask.masked_fill(mask == 1, 2))
+
+
+def test_separability__refuses_an_unknown_normalisation():
+    with pytest.raises(ValueError, match=r"'min-max', 'rank'.*but got 'ranks'"):
+        separability(*scene(), "ranks")

@@ -35,6 +35,15 @@ def test_judged_truth__ignores_what_has_no_data_and_says_when_it_is_missing():
         judged_truth({"image": image})
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.uint8])
+def test_judged_truth__makes_no_anomaly_of_missing_data_whatever_the_type_of_the_mask(dtype):
+    image, mask = torch.rand(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)
+    image[..., :2], mask[0, 3, 2:] = torch.nan, 1
+    truth = judged_truth({"image": image, "mask": mask.to(dtype)})
+    assert truth.dtype == torch.int64
+    assert torch.equal(truth, judged_truth({"image": image, "mask": mask}))
+
+
 def test_check_map__names_the_scene_of_a_score_that_is_not_finite():
     image, score = torch.rand(2, 1, 3, 3), torch.rand(2, 3, 3)
     image[0, 0, 0, 0], score[0, 0, 0] = torch.nan, torch.nan

@@ -52,6 +52,18 @@ def test_pixel_interval__holds_the_true_auroc_as_often_as_it_says():
     assert 51 <= held <= 60
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.uint8])
+def test_intervals__are_the_same_of_any_type_of_mask(dtype):
+    score, mask = draw()
+    assert fed(ImageBootstrap(20, 20), score, mask.to(dtype)).compute() == fed(ImageBootstrap(20, 20), score, mask).compute()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_intervals__stay_as_they_are_where_a_method_is_cast(dtype):
+    plain, cast = (fed(ImageBootstrap(20, 20), *draw()) for _ in range(2))
+    assert cast.to(dtype).compute() == plain.compute()
+
+
 def test_identical_images__leave_nothing_to_doubt():
     score, mask = draw(2)
     ends = fed(ImageBootstrap(), score.repeat(6, 1, 1), mask.repeat(6, 1, 1)).compute()

@@ -69,6 +69,26 @@ def test_component_f1__finds_the_threshold_of_best_pixel_f1_over_frames_of_many_
     assert torch.isnan(ComponentF1(None).figures().f1 * torch.ones(()))
 
 
+def test_component_f1__keeps_no_hold_on_what_a_caller_writes_over():
+    score, mask = maps()
+    mask = mask.to(torch.uint8)
+    given_copies, given_its_own = ComponentF1(None, (4, 3)), ComponentF1(None, (4, 3))
+    given_copies.update(score.clone(), mask.clone())
+    given_its_own.update(score, mask)
+    score.zero_(), mask.zero_()
+    assert given_its_own.compute() == given_copies.compute() > 0
+
+
+@pytest.mark.parametrize("threshold", [None, 0.3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_component_f1__stays_as_it_is_where_a_method_is_cast(threshold, dtype):
+    score, mask = maps()
+    plain, cast = ComponentF1(threshold, (4, 3)), ComponentF1(threshold, (4, 3))
+    for metric in (plain, cast):
+        metric.update(score, mask)
+    assert cast.to(dtype).figures() == plain.figures()
+
+
 def test_component_f1__stays_apart_from_others_in_a_collection():
     score, mask = maps()
     collection = MetricCollection({"low": ComponentF1(0.0, (4, 3)), "high": ComponentF1(0.3, (4, 3))})

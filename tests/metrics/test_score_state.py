@@ -56,6 +56,18 @@ def fed(kind: type[ScoreState], score: Tensor, mask: Tensor, batch: int = 3) -> 
 @REGIMES
 @METRICS
 @pytest.mark.usefixtures("small_memory")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_counts__stay_as_they_are_where_a_method_is_cast(kind, folded, dtype):
+    score, mask = draw()
+    cast = fed(kind, score[:4], mask[:4]).to(dtype)
+    cast.update(score[4:], mask[4:])
+    assert same(cast.counts(), fed(kind, score, mask).counts())
+    assert cast.dtype == torch.float32  # of what a rank without pixels sends
+
+
+@REGIMES
+@METRICS
+@pytest.mark.usefixtures("small_memory")
 def test_counts__depend_on_neither_order_nor_batches(kind, folded):
     score, mask = draw()
     order = torch.randperm(8)

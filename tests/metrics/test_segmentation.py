@@ -44,6 +44,8 @@ def test_mean_iou__says_what_does_not_fit():
     predicted, label = maps()
     with pytest.raises(ValueError, match=r"Expected labels 0 to 2, .* but got \[3, 4\]"):
         MeanIoU(3).update(predicted, label)
+    with pytest.raises(ValueError, match=r"Expected predictions 0 to 4, but got \[-1, 5\]"):
+        MeanIoU(5).update(torch.tensor([[[5, 0, -1, 9]]]), torch.tensor([[[0, 1, 2, 255]]]))
     with pytest.raises(ValueError, match="one shape"):
         MeanIoU(5).update(predicted, label[0])
     with pytest.raises(ValueError, match="two or more"):

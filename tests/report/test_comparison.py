@@ -170,3 +170,11 @@ def test_gap__is_written_with_its_sign(gap, words):
 def test_comparison__imports_no_matplotlib_until_it_draws():
     code = "import sys, anomseg.report.comparison; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8])
+def test_row__makes_no_anomaly_of_missing_data_whatever_the_type_of_the_mask(dtype):
+    given = row()
+    given.image[:, :, :5] = torch.nan
+    mask = (given.mask == 1).long()
+    assert torch.equal(row(image=given.image, mask=mask.to(dtype)).truth(), row(image=given.image, mask=mask).truth())

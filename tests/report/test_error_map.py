@@ -44,10 +44,10 @@ def test_error_map__refuses_other_shapes():
 def test_change_panel__shows_five_planes_and_the_figures():
     image, mask = pair()
     figure = change_panel(image, mask, torch.where(mask == 1, 1.0, -1.0), title="here")
-    assert [axis.get_title(loc="left") for axis in figure.axes] == ["before", "after", "truth", "score", "errors"]
+    assert [axis.get_title(loc="left") for axis in figure.axes[:5]] == ["before", "after", "truth", "score", "errors"]
     assert "here" in figure.get_suptitle()
     assert "F1 1.000" in figure.get_suptitle()
-    errors = torch.as_tensor(figure.axes[-1].images[0].get_array())
+    errors = torch.as_tensor(figure.axes[4].images[0].get_array())
     assert torch.equal(errors[-1], IGNORED.expand(26, 3))  # no data there
 
 
@@ -79,3 +79,45 @@ def test_write_error_maps__refuses_tiles(tmp_path):
     batch = {"image": image[None], "mask": mask[None], "name": ["a"], "scene_size": [(40, 26)]}
     with pytest.raises(ValueError, match="whole pairs"):
         write_error_maps(Difference(), [batch], tmp_path)
+
+
+def test_write_error_maps__takes_stacked_truth_and_subfolders(tmp_path):
+    image, mask = pair()
+    batch = {"image": image[None], "mask": mask[None, None], "name": ["north/a"]}
+    assert write_error_maps(Difference(), [batch], tmp_path, 0.5) == [tmp_path / "north" / "a_change.png"]
+
+
+def test_write_error_maps__leaves_other_files_alone(tmp_path):
+    image, mask = pair()
+    with pytest.raises(ValueError, match=r"'../a' would write into"):
+        write_error_maps(Difference(), [{"image": image[None], "mask": mask[None], "name": ["../a"]}], tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+    twice = {"image": torch.stack([image, image]), "mask": torch.stack([mask, mask]), "name": ["a", "a"]}
+    with pytest.raises(ValueError, match="'a' came again and would overwrite"):
+        write_error_maps(Difference(), [twice], tmp_path / "out")
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8])
+def test_change_panel__makes_no_change_of_missing_data_whatever_the_type_of_the_mask(dtype):
+    image, mask = pair()
+    mask[mask == 255] = 0
+    score = torch.where(mask == 1, 1.0, -1.0)
+    assert change_panel(image, mask.to(dtype), score).get_suptitle() == change_panel(image, mask, score).get_suptitle()
+
+
+def test_change_panel__ignores_scores_that_are_not_finite_in_picture_and_figures():
+    image, mask = pair()
+    score = torch.where(mask == 1, 1.0, -1.0)
+    score[5:7, 5:9] = torch.nan
+    figure = change_panel(image, mask, score)
+    assert "recall 1.000" in figure.get_suptitle()
+    assert figure.axes[3].images[0].get_clim() == (-1.0, 1.0)
+    errors = torch.as_tensor(figure.axes[4].images[0].get_array())
+    assert torch.equal(errors[5:7, 5:9], IGNORED.expand(2, 4, 3))
+
+
+def test_change_panel__colours_scores_of_large_pairs_by_their_own_range_too():
+    image, mask = torch.rand(2, 1, 1, 1).expand(2, 1, 4097, 4097), torch.zeros(1, 1, dtype=torch.long).expand(4097, 4097)
+    figure = change_panel(image, mask, torch.full((1, 1), 0.25).expand(4097, 4097))
+    assert figure.axes[3].images[0].get_clim() == (-0.25, 0.25)
+    assert len(figure.axes) == 6  # with a bar of colours

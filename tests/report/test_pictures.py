@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 import anomseg.report.pictures as pictures
@@ -104,8 +105,32 @@ def test_pixel_edges__closes_around_one_pixel():
     plane = torch.zeros(3, 3, dtype=torch.bool)
     plane[1, 2] = True
     edges = pictures._pixel_edges(plane)
-    assert len(edges) == 4
-    assert {point for edge in edges for point in edge} == {(1.5, 0.5), (2.5, 0.5), (1.5, 1.5), (2.5, 1.5)}
+    assert edges.shape == (4, 2, 2)
+    assert set(map(tuple, edges.reshape(-1, 2).tolist())) == {(1.5, 0.5), (2.5, 0.5), (1.5, 1.5), (2.5, 1.5)}
+
+
+def test_pixel_edges__join_those_in_one_line():
+    plane = torch.zeros(6, 9, dtype=torch.bool)
+    plane[1:4, 2:8] = True
+    plane[5, 0] = True
+    lines = {frozenset(map(tuple, edge)) for edge in pictures._pixel_edges(plane).tolist()}
+    corners = [(1.5, 0.5), (7.5, 0.5), (7.5, 3.5), (1.5, 3.5)]
+    assert {frozenset(pair) for pair in zip(corners, corners[1:] + corners[:1], strict=True)} <= lines
+    assert len(lines) == 8
+
+
+def test_pixel_edges__have_the_length_of_all_borders():
+    plane = torch.rand(30, 40, generator=torch.Generator().manual_seed(0)) < 0.5
+    padded = torch.nn.functional.pad(plane, (1, 1, 1, 1))
+    borders = int((padded[1:] != padded[:-1]).sum() + (padded[:, 1:] != padded[:, :-1]).sum())
+    edges = pictures._pixel_edges(plane)
+    assert abs(edges[:, 0] - edges[:, 1]).sum() == borders
+
+
+def test_histogram__counts_more_pixels_than_float32_can():
+    axis = Figure().subplots()
+    pictures._histogram(axis, torch.zeros(2**24 + 5), torch.ones(3))
+    assert axis.patches[0].get_data().values.max() == 2**24 + 5
 
 
 def test_scene_panel__refuses_planes_of_another_size():

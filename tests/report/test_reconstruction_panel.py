@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from anomseg.report.reconstruction_panel import (
     residual_map,
     save_reconstruction_panel,
     spread_indices,
+    strip_pictures,
 )
 
 
@@ -101,6 +103,18 @@ def test_strip__shows_the_first_and_the_last_epoch_on_one_scale():
     limits = {axis.images[0].get_clim() for axis in figure.axes if axis.images and axis.images[0].get_array().ndim == 2}
     assert limits == {(0.0, residual_limit(image))}
     assert len(pictures(figure)) == 2 + 3 * 4
+
+
+def test_strip__of_small_pictures_is_that_of_the_frames(monkeypatch):
+    monkeypatch.setattr(panels, "STRIP_SIDE", 10)
+    image, mask = scene(7)
+    frames = [frame(image, epoch, heat=epoch > 0) for epoch in range(3)]
+    small = [strip_pictures(image, one) for one in frames]
+    assert {tuple(one.residual.shape) for one in small} == {(7, 10)}
+    assert sum(one.rebuilt.numel() for one in small) == 3 * 3 * 70
+    expected, found = (pictures(reconstruction_strip(image, given, mask)) for given in (frames, small))
+    assert len(expected) == len(found) == 2 + 3 * 3 - 1
+    assert all(np.array_equal(a.filled(9), b.filled(9)) for a, b in zip(expected, found, strict=True))
 
 
 @pytest.mark.parametrize(("count", "most", "expected"), [(1, 5, [0]), (3, 3, [0, 1, 2]), (10, 2, [0, 9]), (9, 3, [0, 4, 8])])

@@ -32,6 +32,20 @@ def test_figure_table__has_a_row_for_each_category_and_the_mean_of_classes():
     assert len({len(line.rstrip()) for line in lines[1:4]}) == 1
 
 
+def test_figure_table__shows_figures_of_change_classes_and_heat():
+    figures = {
+        "test_auroc": 0.9,
+        "test_change_f1": 0.5,
+        "test_change_iou": 0.4,
+        "test_change_kappa": 0.3,
+        "test_miou": 0.7,
+        "test_heat_ece": 0.1,
+    }
+    lines = figure_table(figures).splitlines()
+    assert lines[0].split() == ["auroc", "change_f1", "change_iou", "change_kappa", "miou", "heat_ece"]
+    assert lines[1].split() == ["all", "pixels", "0.9000", "0.5000", "0.4000", "0.3000", "0.7000", "0.1000"]
+
+
 def test_figure_table__leaves_undefined_figures_out():
     figures = {"test_image_auroc": torch.tensor(torch.nan), "test_auroc": 0.5}
     assert figure_table(figures).splitlines()[0].split() == ["auroc"]
