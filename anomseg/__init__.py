@@ -12,6 +12,7 @@ from anomseg.registry import BY_NAME
 from anomseg.version import __version__
 
 if TYPE_CHECKING:
+    from anomseg.calibration.base import Calibration
     from anomseg.calibration.quantile import QuantileCalibration, RankCalibration
     from anomseg.callbacks.collapse_monitor import CollapseMonitor
     from anomseg.callbacks.collapse_monitor_rules import CollapseLimits
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
     from anomseg.callbacks.reconstruction_strips import ReconstructionStrips
     from anomseg.callbacks.scene_writer import SceneWriter
     from anomseg.checkpoint import load
-    from anomseg.data.augment import Albumentations, FlipRotate
+    from anomseg.data.augment import Albumentations, Augmentation, FlipRotate
     from anomseg.data.change import ChangeDataModule
     from anomseg.data.change_folders import ChangeLayout, PairFiles
     from anomseg.data.class_rule import ClassAsNormal, ClassTable, IndexThreshold
+    from anomseg.data.defect_base import Defect
     from anomseg.data.defects import (
         Blend,
         Blur,
@@ -54,6 +56,10 @@ if TYPE_CHECKING:
     from anomseg.data.pair_transform import Binarise, GlobalShift
     from anomseg.data.read_scene import read_scene
     from anomseg.data.remote_sensing import RemoteSensingDataModule
+    from anomseg.data.sampler import UnpaddedSampler
+    from anomseg.data.scene import Scene
+    from anomseg.data.scene_datamodule import SceneDataModule
+    from anomseg.data.scene_dataset import SceneDataset
     from anomseg.data.synthetic import SyntheticDataModule
     from anomseg.data.synthetic_change import SyntheticChangeDataModule
     from anomseg.data.synthetic_driving import SyntheticDrivingDataModule
@@ -70,6 +76,8 @@ if TYPE_CHECKING:
     from anomseg.functional.scan import cross_selective_scan, scan_backend, selective_scan
     from anomseg.functional.separability import separability
     from anomseg.functional.similarity import ssim
+    from anomseg.functional.simulation import AnomalySimulation
+    from anomseg.functional.virtual_anomalies import VirtualAnomaly
     from anomseg.methods.area_rx import AreaRX, FusedRX
     from anomseg.methods.base import AnomalySegmenter
     from anomseg.methods.change import ChangeMamba, SiameseUNet
@@ -84,7 +92,7 @@ if TYPE_CHECKING:
     from anomseg.methods.feature_library_parts import PatchPosition
     from anomseg.methods.normal_density import NormalDensity
     from anomseg.methods.pebal import PEBAL
-    from anomseg.methods.pebal_training import PEBALLoss
+    from anomseg.methods.pebal_training import MAX_ENTROPY, PEBALLoss
     from anomseg.methods.position_gaussian import PositionGaussian
     from anomseg.methods.position_statistics import BorderStatistics
     from anomseg.methods.readouts import MSP, Energy, Entropy, MaxLogit, StandardizedMaxLogit
@@ -97,7 +105,7 @@ if TYPE_CHECKING:
     from anomseg.methods.segmenter import SegmentationReadout, Segmenter
     from anomseg.methods.svdd import SVDD
     from anomseg.methods.svdd_inputs import Texture
-    from anomseg.methods.svdd_training import SVDDTraining
+    from anomseg.methods.svdd_training import CONTRAST, DEEP_SVDD, SVDDTraining
     from anomseg.metrics.bootstrap import ImageBootstrap
     from anomseg.metrics.change import BoundaryF1, ChangeConfusion
     from anomseg.metrics.components import ComponentF1
@@ -130,12 +138,15 @@ if TYPE_CHECKING:
     from anomseg.optimisation import Optimisation
     from anomseg.report.comparison import ComparisonRow, comparison_sheet, separability_plot
     from anomseg.report.error_map import write_error_maps
-    from anomseg.sample import IGNORE, check_sample
+    from anomseg.sample import IGNORE, check_sample, collate
 
 __all__ = [  # spelled out for editors and type checkers; a test compares it with the table
+    "CONTRAST",
     "CRD",
+    "DEEP_SVDD",
     "IGNORE",
     "IRMAD",
+    "MAX_ENTROPY",
     "MSP",
     "PEBAL",
     "RPL",
@@ -143,13 +154,16 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "SVDD",
     "Albumentations",
     "AnomalySegmenter",
+    "AnomalySimulation",
     "AreaRX",
+    "Augmentation",
     "AutoencoderSpec",
     "Binarise",
     "Blend",
     "Blur",
     "BorderStatistics",
     "BoundaryF1",
+    "Calibration",
     "CalibrationError",
     "ChangeConfusion",
     "ChangeDataModule",
@@ -171,6 +185,7 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "Crack",
     "CutPaste",
     "DeepLabV3Plus",
+    "Defect",
     "DefectValidator",
     "Detectability",
     "DirectDetection",
@@ -236,6 +251,9 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "RemoteSensingDataModule",
     "SVDDTraining",
     "Scar",
+    "Scene",
+    "SceneDataModule",
+    "SceneDataset",
     "SceneWriter",
     "SegmentationReadout",
     "Segmenter",
@@ -258,12 +276,15 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "TrainedFeatures",
     "TrainedModule",
     "TransferDetection",
+    "UnpaddedSampler",
+    "VirtualAnomaly",
     "WideResNet38",
     "__version__",
     "area_filtered_rx",
     "bootstrap_auroc",
     "check_sample",
     "class_separation",
+    "collate",
     "comparison_sheet",
     "cross_selective_scan",
     "default_defects",

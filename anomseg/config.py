@@ -2,7 +2,8 @@
 
 An object is described by its class path and its constructor arguments, read from attributes **of the same name**: a class of this library
 keeps every constructor argument under its own name. One whose constructor takes ** hands the rest on to its base, and keeps what the base
-keeps; what it sets for the base itself must stand in its own signature. Only classes of this library are built again.
+keeps; what it sets for the base itself must stand in its own signature. Classes of this library are built again, and those that derive from
+them in a module that is imported already: a checkpoint can neither import a module nor call what is not a component.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -61,7 +64,11 @@ def describe(value: Any, where: str = "value") -> Any:
 
     Numbers and strings stay, or become the plain type that they are a kind of (scalars of NumPy, members of an enum of strings), containers
     become lists and dicts, a dataclass of this library becomes a dict of its fields (the command line takes it in this form), any other
-    object of this library, or a dataclass under an abstract class, becomes {class_path, init_args}.
+    object of this library, or a dataclass under an abstract class, becomes {class_path, init_args}, and so does an object of your own whose
+    class derives from one of this library.
+
+    Raises:
+        TypeError: there is something else, or a class that could not be found again by its path.
     """
     value = _plain(value)
     if isinstance(value, PLAIN):
@@ -76,12 +83,26 @@ def describe(value: Any, where: str = "value") -> Any:
     # A dataclass that is one of several kinds needs its class path.
     if dataclasses.is_dataclass(cls) and cls.__module__.split(".")[0] == "anomseg" and not any(map(inspect.isabstract, cls.__mro__)):
         return {f.name: describe(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value) if f.init}
-    if cls.__module__.split(".")[0] == "anomseg":
-        return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments_of(value)}
-    raise TypeError(
-        f"Expected {where} to be plain data or an object of anomseg, but got {cls.__module__}.{cls.__qualname__}. "
-        "A checkpoint stores constructor arguments as plain data only."
-    )
+    path = f"{cls.__module__}.{cls.__qualname__}"
+    if not _is_component(cls):
+        raise TypeError(
+            f"Expected {where} to be plain data or an object of anomseg, but got {path}. A checkpoint stores constructor arguments as "
+            "plain data only: derive the class from one of anomseg, such as Calibration, and keep each argument under its own name."
+        )
+    if _imported(path) is not cls:
+        raise TypeError(f"Expected the class of {where} at the top of a module, so that a checkpoint can name it, but got {path}.")
+    return {"class_path": path, "init_args": arguments_of(value)}
+
+
+def _is_component(cls: Any) -> bool:
+    """Tell whether a class is one of this library or derives from one."""
+    return inspect.isclass(cls) and any(base.__module__.split(".")[0] == "anomseg" for base in cls.__mro__)
+
+
+def _imported(class_path: str) -> Any:
+    """Find what a dotted path names among the modules that are imported, or None."""
+    module, _, name = class_path.rpartition(".")
+    return getattr(sys.modules.get(module), name, None)
 
 
 def _plain(value: Any) -> Any:
@@ -102,7 +123,7 @@ def build(value: Any, dataclass: type | None = None) -> Any:
         dataclass: the class that a dict of fields stands for.
 
     Raises:
-        ValueError: a class path lies outside this library.
+        ValueError: a class path names no component; see `locate`.
     """
     if isinstance(value, Mapping) and "class_path" in value:
         found: Any = locate(value["class_path"])
@@ -119,14 +140,20 @@ def _with_tuples(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def locate(class_path: str) -> Any:
-    """Import a class of this library by its dotted path.
+    """Import a class of this library by its dotted path, or find one that derives from them where it is imported already.
 
     Raises:
-        ValueError: the path lies outside this library or names nothing in it.
+        ValueError: the path names nothing in this library, or outside of it no class that derives from one of this library and is imported.
     """
     module, _, name = class_path.rpartition(".")
     if module.split(".")[0] != "anomseg":
-        raise ValueError(f"Expected a class of anomseg, but got '{class_path}'. Checkpoints of other libraries are not loaded.")
+        own = _imported(class_path)
+        if not _is_component(own):
+            raise ValueError(
+                f"Expected a class of anomseg, or one that derives from them in a module that is imported already, but got '{class_path}'. "
+                "Import the module that defines it first; checkpoints of other libraries are not loaded."
+            )
+        return own
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
@@ -134,6 +161,31 @@ def locate(class_path: str) -> Any:
     if not (inspect.isclass(found) and (dataclasses.is_dataclass(found) or found.__module__ == module)):
         raise ValueError(f"Expected '{class_path}' to be a class of anomseg, but got {found!r}.")
     return found
+
+
+def check_choices(described: object) -> None:
+    """Check that every field of a dataclass that is typed as a `Literal` holds one of its values.
+
+    Args:
+        described: an object whose class can be read at run time, with all names of its annotations.
+
+    Raises:
+        ValueError: a field holds another value.
+    """
+    for name, hint in get_type_hints(type(described)).items():
+        allowed, value = _choices(hint), getattr(described, name)
+        if allowed and value not in allowed:
+            raise ValueError(f"Expected {type(described).__name__}.{name} of {allowed}, but got {value!r}.")
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """Name the values that a `Literal`, or a union of them, allows; nothing where other values are allowed as well."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    if get_origin(hint) not in (Union, UnionType):
+        return (None,) if hint is NoneType else ()
+    parts = [_choices(part) for part in get_args(hint)]
+    return tuple(value for part in parts for value in part) if all(parts) else ()
 
 
 def size_empty_buffers(module: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -10,6 +10,8 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from anomseg.config import check_choices
+
 
 @dataclass(frozen=True)
 class Optimisation:
@@ -26,6 +28,12 @@ class Optimisation:
     weight_decay: float = 1e-4
     schedule: Literal["constant", "cosine", "poly"] = "cosine"
     warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if not (self.lr >= 0 and self.weight_decay >= 0 and 0 <= self.warmup <= 1):
+            came = f"{self.lr}, {self.weight_decay} and {self.warmup}"
+            raise ValueError(f"Expected lr and weight_decay >= 0 and warmup in [0, 1], but got {came}.")
 
     def factor(self, step: int, steps: float) -> float:
         """Give the share of the peak rate at a step, in [0, 1]."""

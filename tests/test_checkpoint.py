@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 
+from anomseg.calibration.base import Calibration
 from anomseg.calibration.quantile import QuantileCalibration
 from anomseg.checkpoint import load
 from anomseg.checkpoint_file import read_checkpoint
@@ -103,3 +104,39 @@ def test_load__reads_arguments_that_were_numpy_scalars(tmp_path):
 def test_load__says_why_a_class_does_not_take_its_arguments(tmp_path):
     with pytest.raises(CheckpointError, match=r"FixedGlow.*multiple values.*'shift'.*must be in its signature"):
         load(saved(tmp_path, FixedGlow()))
+
+
+class Ceiling(Calibration):
+    """A calibration of somebody's own: the share of a fixed score."""
+
+    def __init__(self, top=1.0):
+        super().__init__()
+        self.top = top
+
+    def _fit(self, counts):
+        pass
+
+    def _apply_map(self, score):
+        return (score / self.top).clamp(0.0, 1.0)
+
+
+def test_load__brings_back_components_of_ones_own_from_modules_that_are_imported(tmp_path):
+    method, path = RX(calibration=Ceiling(40.0)), tmp_path / "own.ckpt"
+    loop = pl.Trainer(default_root_dir=tmp_path, accelerator="cpu", max_epochs=1, logger=False, enable_progress_bar=False)
+    loop.fit(method, SyntheticDataModule("multispectral", count=2, size=(40, 44)))
+    loop.save_checkpoint(path)
+    again = load(path)
+    image = torch.rand(1, 10, 30, 32)
+    assert again.calibration.top == 40.0
+    assert torch.equal(again(image), method.eval()(image))
+
+
+@pytest.mark.parametrize("found", ["subprocess.Popen", "pathlib.Path", "somewhere.Unknown", "torch.nn.Linear"])
+def test_load__builds_no_component_that_derives_from_nothing_of_the_library(tmp_path, found):
+    path, arguments = tmp_path / "foreign.ckpt", {"class_path": found, "init_args": {}}
+    torch.save(
+        {"anomseg_version": "0", "state_dict": {}, "hyper_parameters": {"_class_path": "anomseg.methods.rx.RX", "calibration": arguments}},
+        path,
+    )
+    with pytest.raises(ValueError, match="class of anomseg"):
+        load(path)

@@ -1,12 +1,14 @@
+import dataclasses
 import enum
 import io
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
 from anomseg.calibration.quantile import QuantileCalibration, RankCalibration
-from anomseg.config import argument_names, arguments_of, build, describe, locate, size_empty_buffers
+from anomseg.config import argument_names, arguments_of, build, check_choices, describe, locate, size_empty_buffers
 from anomseg.optimisation import Optimisation
 
 
@@ -133,3 +135,42 @@ def test_size_empty_buffers__touches_only_what_is_empty():
     assert module.inner.mean.shape == (3, 4)
     assert module.inner.mean.dtype == torch.float64
     assert module.count.tolist() == [1, 1]
+
+
+class Own(QuantileCalibration):
+    """A component of somebody's own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnOptimisation(Optimisation):
+    extra: tuple[int, ...] = (1,)
+
+
+def test_describe__takes_objects_of_your_own_that_derive_from_the_library():
+    described = describe(Own(0.25, 0.5))
+    assert described == {"class_path": f"{__name__}.Own", "init_args": {"low": 0.25, "high": 0.5, "tails": "soft"}}
+    assert isinstance(build(described), Own)
+    assert build(describe(OwnOptimisation(lr=0.5, extra=(2, 3))), Optimisation) == OwnOptimisation(lr=0.5, extra=(2, 3))
+
+
+def test_describe__refuses_a_class_that_could_not_be_found_again():
+    class Hidden(QuantileCalibration):
+        pass
+
+    with pytest.raises(TypeError, match="top of a module"):
+        describe(Hidden(), "RX.calibration")
+
+
+@dataclasses.dataclass
+class Chosen:
+    size: Literal["small", "large"] | None = None
+    colour: Literal["red"] | Literal["green"] = "red"
+    share: float | Literal["all"] = 0.5
+
+
+def test_check_choices__refuses_values_that_a_literal_does_not_name():
+    check_choices(Chosen())
+    check_choices(Chosen("large", "green", 0.25))
+    for wrong, name in (({"size": "huge"}, "size"), ({"colour": None}, "colour")):
+        with pytest.raises(ValueError, match=rf"Expected Chosen\.{name} of .* but got"):
+            check_choices(Chosen(**wrong))

@@ -36,3 +36,9 @@ def test_build__wants_an_end_where_the_schedule_needs_one():
     optimiser.step()
     schedule.step()
     assert optimiser.param_groups[0]["lr"] == 1e-3
+
+
+@pytest.mark.parametrize("wrong", [{"schedule": "step"}, {"lr": -1.0}, {"weight_decay": -0.1}, {"warmup": 1.5}, {"lr": math.nan}])
+def test_optimisation__refuses_what_it_cannot_do(wrong):
+    with pytest.raises(ValueError, match="Expected"):
+        Optimisation(**wrong)

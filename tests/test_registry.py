@@ -1,3 +1,5 @@
+import inspect
+
 import pytest
 
 import anomseg
@@ -26,3 +28,14 @@ def test_class_path__finds_short_and_full_names():
 def test_package__says_what_to_do_about_an_unknown_name():
     with pytest.raises(AttributeError, match="anomseg list"):
         anomseg.Nothing  # noqa: B018  # the attribute access is the test
+
+
+def test_table__says_what_things_are_and_holds_the_bases_of_own_components():
+    kinds = {entry.name: entry.kind for entry in TABLE}
+    assert kinds["CutPaste"] == "defect"
+    assert kinds["Entropy"] == "readout"
+    assert kinds["CONTRAST"] == kinds["DirectTraining"] == "recipe"
+    assert kinds["TimmFeatures"] == "net"
+    for name in ("AnomalySegmenter", "Augmentation", "Calibration", "Defect", "SceneDataModule", "VirtualAnomaly"):
+        assert kinds[name] == "contract"
+        assert inspect.isabstract(getattr(anomseg, name))

@@ -16,7 +16,7 @@ from anomseg.calibration.quantile import QuantileCalibration
 from anomseg.config import arguments_of, build, size_before_loading
 from anomseg.errors import NotFittedError
 from anomseg.methods.map_scoring import check_map, judged_truth, map_scores
-from anomseg.methods.training_data import warn_without_validation
+from anomseg.methods.training_data import check_before_fit
 from anomseg.metrics.scene_metrics import SceneMetrics, all_metrics, pixel_metrics
 from anomseg.nets.evaluation_mode import evaluation_mode
 from anomseg.optimisation import Optimisation
@@ -50,10 +50,8 @@ class AnomalySegmenter(pl.LightningModule, ABC):
             self.clock = nn.Parameter(torch.zeros(1))  # Lightning counts progress, and saves checkpoints, by optimiser steps
 
     def on_fit_start(self) -> None:
-        """Fit for one epoch where further ones would change nothing."""
-        if not self.learns:
-            self.trainer.fit_loop.max_epochs = 1
-        warn_without_validation(self.trainer)
+        """Refuse arguments that no checkpoint could hold, and warn where no validation would calibrate."""
+        check_before_fit(self, (self.trainer.max_epochs or 0) if self.learns else 1)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Take torchgeo's (B, 1, H, W) masks as they come."""
@@ -63,6 +61,10 @@ class AnomalySegmenter(pl.LightningModule, ABC):
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Return a loss; that of a method that learns nothing is 0."""
         return self.clock.sum() * 0.0
+
+    def on_train_epoch_end(self) -> None:
+        """Stop after one epoch, resumed or not, where further ones would change nothing."""
+        self.trainer.should_stop |= not self.learns
 
     @abstractmethod
     def score(self, image: Tensor) -> Tensor:
@@ -86,7 +88,7 @@ class AnomalySegmenter(pl.LightningModule, ABC):
         return cast(Tensor, self.calibration(self.score_map(image)))
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Give figures about the state of training, to be logged after each epoch; none by default."""
+        """Conclude a validation while its counts are there: keep what it decides, give figures to be logged; none by default."""
         return {}
 
     def on_test_epoch_start(self) -> None:
@@ -107,8 +109,7 @@ class AnomalySegmenter(pl.LightningModule, ABC):
         """Calibrate on the normal pixels, then log the figures."""
         if not self.trainer.sanity_checking:
             self.calibration.fit(self.validation_metrics.counts())
-            self.log_dict(self.diagnostics())
-            self.log_dict(self.validation_metrics.compute())
+            self.log_dict({**self.diagnostics(), **self.validation_metrics.compute()})
         self.validation_metrics.reset()
 
     @final
@@ -122,7 +123,6 @@ class AnomalySegmenter(pl.LightningModule, ABC):
         self.log_dict(self.test_metrics.compute(self.calibration if self.calibration.is_fitted else None))
         self.test_metrics.reset()
 
-    @final
     def _count(self, batch: Mapping[str, Any], into: SceneMetrics) -> None:
         check_sample(batch := flat_truth(batch))
         into.update(self.score_map(batch["image"]), judged_truth(batch), *(batch.get(key) for key in ("name", "category", "image_label")))

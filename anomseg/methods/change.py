@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from anomseg.calibration.base import Calibration
 from anomseg.config import build
 from anomseg.errors import NotFittedError
+from anomseg.exporting import is_exporting
 from anomseg.functional.change_vector import difference_gate, gated_logits, standardise_dates
 from anomseg.functional.score_curves import f1_max
 from anomseg.methods.base import AnomalySegmenter
@@ -25,9 +26,10 @@ from anomseg.nets.change_heads import ChangeOutput, upsampled
 from anomseg.nets.change_mamba import BASE, SMALL, TINY, ChangeMambaSpec, ChangeMambaUNet
 from anomseg.nets.siamese_unet import SiameseConvUNet, SiameseUNetSpec
 from anomseg.optimisation import Optimisation
-from anomseg.sample import ANOMALY, IGNORE, fill_nodata, finite_pixels
+from anomseg.sample import ANOMALY, IGNORE, fill_nodata, finite_pixels, with_void
 
 PRIOR_BATCHES = 32  # enough to know a share, and no second reading of a large data set
+_UNKNOWN = 1e-300  # a threshold until a test begins; torchmetrics takes no metric of another threshold for the same
 PRESETS = {"tiny": TINY, "small": SMALL, "base": BASE}
 Standardise = Literal["training", "image"]
 Preset = Literal["tiny", "small", "base"]
@@ -86,6 +88,9 @@ class ChangeSegmenter(AnomalySegmenter):
         self.register_buffer("std", torch.zeros(in_channels))
         self.register_buffer("threshold", torch.zeros(()))
         self._watch = CollapseWatch(self.recipe.patience)
+        figures = all_metrics()
+        figures.add_metrics({"change": ChangeConfusion(_UNKNOWN)})
+        self.test_metrics = SceneMetrics(figures, "test_")
 
     @property
     @abstractmethod
@@ -94,6 +99,7 @@ class ChangeSegmenter(AnomalySegmenter):
 
     def on_train_start(self) -> None:
         """Take the statistics of the bands, and the share of change, from the training pairs; a resumed training keeps its own."""
+        self._watch = CollapseWatch(self.recipe.patience)
         if not bool(self.std.any()):
             pairs = ((b["image"].flatten(0, 1), counted_pixels(b).repeat_interleave(2, 0)) for b in self._training_pairs())
             self.mean, self.std = (value.to(self.device) for value in channel_statistics(pairs, self.in_channels))
@@ -110,7 +116,7 @@ class ChangeSegmenter(AnomalySegmenter):
         size = (dates.shape[-2], dates.shape[-1])
         multiple: int = cast(Any, self.net).spec.multiple
         maps = [out.logits.float(), *(upsampled(one.float(), multiple, size) for one in out.auxiliary)]
-        mask = batch["mask"].masked_fill(~finite_pixels(batch["image"]), IGNORE)
+        mask = with_void(batch["mask"], ~finite_pixels(batch["image"]))
         losses = deep_loss(maps, mask, self.recipe, self.global_step, gate)
         self._watch.update(maps[0], open_truth(mask, gate))
         self.log_dict({f"loss_{name}": value.detach() for name, value in losses.items()}, batch_size=len(dates))
@@ -124,13 +130,12 @@ class ChangeSegmenter(AnomalySegmenter):
 
     def on_test_start(self) -> None:
         """Judge test pairs at the threshold that validation found, besides the figures of all methods."""
-        figures = all_metrics()
-        figures.add_metrics({"change": ChangeConfusion(float(self.threshold))})
-        self.test_metrics = SceneMetrics(figures, "test_").to(self.device)
+        for figures in (self.test_metrics.pooled, self.test_metrics.scene, self.test_metrics.categories.blank):
+            cast(ChangeConfusion, figures["change"]).threshold = float(self.threshold)
 
     def score(self, image: Tensor) -> Tensor:
         """Score (B, 2, C, H, W) by the logit of change; see the base class."""
-        if not bool(self.std.any()):
+        if not is_exporting() and not bool(self.std.any()):
             raise NotFittedError("Expected a trained network, but it holds no statistics of the bands. Call `trainer.fit` first.")
         dates, gate = self._inputs(image)
         logits = self.net(dates[:, 0], dates[:, 1]).logits.float()
@@ -179,7 +184,7 @@ class ChangeSegmenter(AnomalySegmenter):
         """Count the share of change among the pixels that are learnt from, in [0.001, 0.5]."""
         changed, counted = 0, 0
         for batch in islice(self._training_pairs(), PRIOR_BATCHES):
-            mask = open_truth(batch["mask"].masked_fill(~finite_pixels(batch["image"]), IGNORE), self._inputs(batch["image"])[1])
+            mask = open_truth(with_void(batch["mask"], ~finite_pixels(batch["image"])), self._inputs(batch["image"])[1])
             changed += int((mask == ANOMALY).sum())
             counted += int((mask != IGNORE).sum())
         parts = gathered_objects((changed, counted))

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from anomseg.config import check_choices
 from anomseg.functional.change_vector import gated_logits
 from anomseg.functional.overlap import dice_loss, focal_loss, lovasz_hinge
 from anomseg.sample import ANOMALY, IGNORE
@@ -48,10 +49,11 @@ class ChangeTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.pixel not in ("focal", "bce") or self.overlap not in ("lovasz", "dice", "none"):
-            raise ValueError(
-                f"Expected pixel 'focal' or 'bce' and overlap 'lovasz', 'dice' or 'none', but got {self.pixel!r} and {self.overlap!r}."
-            )
+        check_choices(self)
+        if not self.gamma >= 0 or (self.alpha is not None and not 0 <= self.alpha <= 1):
+            raise ValueError(f"Expected gamma >= 0 and alpha in [0, 1] or None, but got {self.gamma} and {self.alpha}.")
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise ValueError(f"Expected max_pixels >= 1 or None, but got {self.max_pixels}.")
         if len(self.weights) != 2 or min((*self.weights, *self.auxiliary), default=0) < 0 or not any(self.weights):
             raise ValueError(f"Expected two weights >= 0, not both 0, and auxiliary >= 0, but got {self.weights} and {self.auxiliary}.")
         if (self.prior is not None and not 0 < self.prior < 1) or self.patience < 1:

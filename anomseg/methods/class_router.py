@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anomseg.config import check_choices
 from anomseg.errors import NotFittedError
 from anomseg.functional.ledoit_wolf import fourth_moments, ledoit_wolf
 from anomseg.functional.whitening import whitening_basis
@@ -44,8 +45,9 @@ class ClassRouting:
     restrict: bool = False
 
     def __post_init__(self) -> None:
-        if self.stage not in get_args(Stage) or not 0 < self.quantile <= 1 or not self.slack >= 1:
-            raise ValueError(f"Expected a stage of {get_args(Stage)}, quantile in (0, 1] and slack >= 1, but got {self}.")
+        check_choices(self)
+        if not 0 < self.quantile <= 1 or not self.slack >= 1:
+            raise ValueError(f"Expected quantile in (0, 1] and slack >= 1, but got {self}.")
 
 
 class ImageDescriptors(NamedTuple):
@@ -150,8 +152,8 @@ class ClassRouter(nn.Module):
         order = images.pooled[:, 0].argsort(stable=True)
         images, label = images.of(order), torch.tensor([names.index(categories[i]) for i in order.tolist()])
         self.letters = torch.tensor(list("\n".join(names).encode()), dtype=torch.uint8)
-        place = torch.stack([(label[: i + 1] == label[i]).sum() for i in range(len(label))]) - 1  # among the images of its class
-        single = torch.bincount(label)[label] == 1
+        place, count = place_in_class(label)
+        single = count == 1
         far = [torch.empty(0)] * len(names)
         for half in (0, 1):
             held = (place % 2 == half) & ~single
@@ -207,6 +209,22 @@ class ClassRouter(nn.Module):
         texture = torch.tensor([not self.routing.textures or name in self.routing.textures for name in self.names], device=pixel.device)
         among = torch.where(texture, colour, torch.inf)
         return torch.where(texture[pixel.argmin(1) if label is None else label][:, None], among, torch.where(texture, torch.inf, pixel))
+
+
+def place_in_class(label: Tensor) -> tuple[Tensor, Tensor]:
+    """Number the members of each class in their order, in the time of a sort.
+
+    Args:
+        label: (N,) int64 >= 0.
+
+    Returns:
+        (N,) int64 each: the number of a member within its class, from 0, and how many members the class has.
+    """
+    count, order = torch.bincount(label), label.argsort(stable=True)
+    begin = count.cumsum(0) - count
+    place = torch.empty_like(label)
+    place[order] = torch.arange(len(label), device=label.device) - begin[label[order]]
+    return place, count[label]
 
 
 def _medoid(vectors: Tensor) -> Tensor:

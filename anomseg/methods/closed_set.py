@@ -13,6 +13,7 @@ from anomseg.calibration.base import Calibration
 from anomseg.checkpoint_file import read_checkpoint
 from anomseg.config import build
 from anomseg.errors import CheckpointError, NotFittedError
+from anomseg.exporting import is_exporting
 from anomseg.functional.area_rx import gaussian
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.svdd_inputs import channel_statistics
@@ -153,7 +154,7 @@ class ClosedSetSegmenter(AnomalySegmenter):
             raise ValueError(
                 f"Expected images (B, {self.in_channels}, H, W), but got {tuple(image.shape)}. Set in_channels to their bands."
             )
-        if not bool(self.std.any()):
+        if not is_exporting() and not bool(self.std.any()):
             raise NotFittedError("Expected a trained net, but it holds no statistics of the bands. Call `trainer.fit` first.")
         filled, _ = fill_nodata((image - self.mean[:, None, None]) / self.std[:, None, None])
         return cast(Tensor, self.network(filled))

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anomseg.config import check_choices
 from anomseg.functional.area_filter import area_details
 from anomseg.functional.area_rx import area_filtered_rx, fused_rx, pca_local_rx
 from anomseg.functional.pseudo_labels import rank_labels, threshold_labels
 from anomseg.functional.ranking import hinge, logistic, pairwise_auroc_loss, sigmoid
 from anomseg.functional.rx import global_rx
+from anomseg.functional.seeded import seeded
 from anomseg.functional.side_loss import side_loss
 from anomseg.functional.simulation import AnomalySimulation, WhitenedScene
 from anomseg.functional.symmetries import mean_over_views
@@ -68,6 +70,17 @@ class DirectTraining:
     width: float = 0.125
     norm: Norm = "batch"
     rounds: int = 0
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if not (self.positive_share >= 0 and self.ignored_share >= 0 and self.positive_share + self.ignored_share < 1):
+            raise ValueError(f"Expected shares >= 0 with a sum below 1, but got {self.positive_share} and {self.ignored_share}.")
+        if min(self.nets, self.implants, self.steps, self.crop) < 1 or self.rounds < 0:
+            came = f"{self.nets}, {self.implants}, {self.steps}, {self.crop} and {self.rounds}"
+            raise ValueError(f"Expected nets, implants, steps and crop >= 1 and rounds >= 0, but got {came}.")
+        if not (self.negative_weight > 0 and self.lr > 0 and self.width > 0):
+            came = f"{self.negative_weight}, {self.lr} and {self.width}"
+            raise ValueError(f"Expected negative_weight, lr and width above 0, but got {came}.")
 
 
 def scene_key(image: Tensor) -> bytes:
@@ -154,8 +167,7 @@ def teach(
         device: where the net is trained.
     """
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         channels = lifted_channels(lesson.channels)
         net = built_net(channels, recipe, 0.2 if student else 0.0).to(device)
         optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.lr)

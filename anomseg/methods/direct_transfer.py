@@ -27,12 +27,14 @@ from anomseg.methods.direct_training import (
     scene_key,
     teacher_map,
 )
+from anomseg.methods.training_data import step_generator
 from anomseg.nets.context_net import lifted_channels
 from anomseg.nets.evaluation_mode import evaluation_mode
 from anomseg.optimisation import Optimisation
 from anomseg.sample import ANOMALY, IGNORE
 
 KEPT_LESSONS = 32
+UNUSED = ("implants", "lr", "rounds")  # of a recipe
 
 
 class TransferDetection(AnomalySegmenter):
@@ -41,7 +43,8 @@ class TransferDetection(AnomalySegmenter):
     A scene enters as its own first whitened principal components, so nets that were taught on one sensor run on another one; a scene of
     fewer bands than `components` has zeros in the place of the missing ones. The signs of components are arbitrary, so they are drawn anew
     in every step. A step implants anomalies in every scene of the batch and cuts `4 x recipe.steps` crops for each net; one or two hundred
-    steps teach. `recipe.implants`, `recipe.lr` and `recipe.rounds` have no part here.
+    steps teach. The rate is that of `optimisation` and the length that of the trainer: a recipe that sets `implants`, `lr` or `rounds`,
+    which have no part here, is refused.
 
     Args:
         components: principal components that the nets see, at least 1.
@@ -53,7 +56,7 @@ class TransferDetection(AnomalySegmenter):
         optimisation: see `AnomalySegmenter`.
 
     Raises:
-        ValueError: components or area out of range, or a recipe with self-training rounds.
+        ValueError: components or area out of range, or a recipe with other `implants`, `lr` or `rounds` than the defaults.
 
     Source: as `DirectDetection`; sharing weights through components is ours.
     """
@@ -74,14 +77,18 @@ class TransferDetection(AnomalySegmenter):
         self.components, self.area, self.seed = components, area, seed
         self.recipe: DirectTraining = build(recipe, DirectTraining) or DirectTraining(nets=1, norm="none")
         self.simulation: AnomalySimulation = build(simulation, AnomalySimulation) or AnomalySimulation()
-        if self.recipe.rounds:
-            raise ValueError(f"Expected recipe.rounds=0 for shared weights, but got {self.recipe.rounds}. Use DirectDetection for rounds.")
+        moved = [name for name in UNUSED if getattr(self.recipe, name) != getattr(DirectTraining, name)]
+        if moved:
+            raise ValueError(
+                f"Expected a recipe whose {', '.join(UNUSED)} are the defaults, but got others for {', '.join(moved)}: shared weights have "
+                "no use for them. Set the rate in `optimisation` and the length in the trainer; DirectDetection has rounds."
+            )
         self.nets = nn.ModuleList(built_net(lifted_channels(components), self.recipe) for _ in range(self.recipe.nets))
         self._lessons: dict[bytes, Lesson] = {}
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Implant anomalies in each scene of the batch and compute the loss of every net on crops of its own."""
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.global_step) * 1009 + self.global_rank)
+        generator = step_generator(self, self.seed, batch_idx)
         losses = []
         for image in batch["image"]:
             lesson = self._lesson(image)

@@ -119,7 +119,7 @@ def first_batches(method: ClosedSetSegmenter) -> Iterator[tuple[Mapping[str, Any
         `MOST_IMAGES`, or all.
     """
     found, images = False, 0
-    for number, batch in enumerate(training_batches(method), 1):
+    for number, batch in enumerate(training_batches(method, whole=True), 1):  # a trial of a few steps needs an outlier, too
         label, outlier = method.training_truth(batch)
         found, images = found or bool(outlier.any()), images + len(label)
         yield batch, label, outlier

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from itertools import islice
 from typing import Any, Literal, cast
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from anomseg.calibration.base import Calibration
 from anomseg.config import build
 from anomseg.errors import NotFittedError
+from anomseg.functional.pixel_sample import PixelSample, draw_pixels, merge_samples
 from anomseg.functional.symmetries import check_views, mean_over_views
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.position_statistics import on_whole_images
@@ -20,7 +22,7 @@ from anomseg.methods.reconstruction_inputs import ReconstructionInputs, channel_
 from anomseg.methods.reconstruction_masking import MaskedPrediction
 from anomseg.methods.reconstruction_score import OF_FEATURES, OF_LEVELS, SAMPLE, ReconstructionScore, combined, robust_spread, score_terms
 from anomseg.methods.reconstruction_training import Encode, ReconstructionLoss, reconstruction_losses
-from anomseg.methods.training_data import gathered_objects, normal_pixels, training_batches
+from anomseg.methods.training_data import RefitClock, gathered_objects, normal_pixels, step_generator, training_batches
 from anomseg.nets.autoencoder import AutoencoderSpec
 from anomseg.nets.autoencoder_contract import PLACES, Rebuilt, ReconstructionNet, ReconstructionSpec, place_maps
 from anomseg.nets.autoencoder_features import RandomFeatures
@@ -37,8 +39,9 @@ class Reconstruction(AnomalySegmenter):
     and without `masked`, the net is a plain autoencoder. Training pixels that are void, of another class or without data are hidden from
     the net and touch no loss. The loss counts in standard deviations of the bands, and the net's last layer is linear.
 
-    Before each validation in a fit, one pass over at most `fit_batches` training batches, clean and in evaluation mode, takes the spread of
-    every term of the score over normal pixels, so that weights of terms compare like with like; `position` is fitted in a second one.
+    Before each validation in a fit and at its end, a pass over at most `fit_batches` training batches, clean and in evaluation mode, takes
+    the spread of every term of the score over normal pixels, so that weights of terms compare like with like; `position` is fitted in a
+    second one.
 
     Args:
         in_channels: bands of the images.
@@ -99,6 +102,7 @@ class Reconstruction(AnomalySegmenter):
         self.random_features = RandomFeatures(in_channels, seed=seed) if compares and self.loss.feature_net == "random" else None
         for name in ("term_centre", "term_scale"):
             self.register_buffer(name, torch.empty(0))
+        self._refit = RefitClock()
 
     @property
     def judged(self) -> ReconstructionNet:
@@ -112,6 +116,7 @@ class Reconstruction(AnomalySegmenter):
 
     def on_train_start(self) -> None:
         """Take the statistics of bands and features from the training images; a resumed training keeps its own."""
+        self._refit.begin()
         if self.inputs.fitted:
             return
         self.inputs.fit((self._checked(batch["image"]), normal_pixels(batch)) for batch in training_batches(self))
@@ -130,7 +135,7 @@ class Reconstruction(AnomalySegmenter):
         place = self._places(batch["image"], batch)
         if self.follower is not None:
             self.follower.eval()
-        rebuilt = self.network(seen, place, target) if self.masked is None else self._from_context(self.masked, seen, place)
+        rebuilt = self.network(seen, place, target) if self.masked is None else self._from_context(self.masked, seen, place, batch_idx)
         # In the place of void the reconstruction is hidden too: the head of defects sees it.
         logits = self.network.judge(seen, torch.where(valid[:, None], rebuilt.image, 0.0), place)
         losses = reconstruction_losses(
@@ -147,12 +152,17 @@ class Reconstruction(AnomalySegmenter):
 
     def on_validation_start(self) -> None:
         """Fit the spread of the terms, and the position, before anything is scored with them."""
-        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+        if self._refit.before_validation(self):
             self._fit_score()
 
     def on_train_epoch_end(self) -> None:
-        """Fit them where no validation does."""
-        if not self.trainer.enable_validation:
+        """Fit them where no validation does, and where the training ends."""
+        if self._refit.after_epoch(self):
+            self._fit_score()
+
+    def on_train_end(self) -> None:
+        """Fit them to the last weights where a callback stopped the training at the end of an epoch without a validation."""
+        if self._refit.at_end(self):
             self._fit_score()
 
     def score(self, image: Tensor) -> Tensor:
@@ -198,9 +208,9 @@ class Reconstruction(AnomalySegmenter):
         ]
         return torch.stack(found).mean(0)
 
-    def _from_context(self, masked: MaskedPrediction, seen: Tensor, place: Tensor | None) -> Rebuilt:
+    def _from_context(self, masked: MaskedPrediction, seen: Tensor, place: Tensor | None, batch_idx: int) -> Rebuilt:
         """Rebuild a training batch from images that hide what is to be rebuilt, by masks of this step."""
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.global_step) * 1009 + self.global_rank)
+        generator = step_generator(self, self.seed, batch_idx)
         cell = masked.cells[int(torch.randint(len(masked.cells), (1,), generator=generator))]
         hidden = masked.draw(len(seen), (seen.shape[-2], seen.shape[-1]), cell, generator)
         return masked.predict(self.network, seen, place, hidden.to(seen.device))
@@ -268,13 +278,14 @@ class Reconstruction(AnomalySegmenter):
     @torch.no_grad()
     def _fit_score(self) -> None:
         with evaluation_mode(self):
-            samples, generator = [], torch.Generator().manual_seed(self.seed)
+            found: PixelSample | None = None
+            generator, size = torch.Generator().manual_seed(self.seed * 1009 + self.global_rank), SAMPLE * self.fit_batches
             for batch in self._few_batches():
                 normal = normal_pixels(batch)
-                terms = self._terms(self._hidden(batch, normal), normal).movedim(1, -1)[normal]
-                samples.append(terms[torch.randint(len(terms), (SAMPLE,), generator=generator).to(terms.device)].cpu())
-            parts = [part for rank in gathered_objects(samples) for part in rank]
-            centre, scale = robust_spread(torch.cat(parts))
+                new = draw_pixels(self._terms(self._hidden(batch, normal), normal).movedim(1, -1)[normal].cpu(), size, generator)
+                found = new if found is None else merge_samples(found, new, size)
+            parts = [part for part in gathered_objects(found) if part is not None]
+            centre, scale = robust_spread(reduce(lambda a, b: merge_samples(a, b, size), parts).pixels)
             self.term_centre, self.term_scale = centre.to(self.device), scale.to(self.device)
             if self.position is not None:
                 cast(Any, self.position).fit(self._normal_scores())

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from anomseg.exporting import is_exporting
 from anomseg.methods.training_data import gathered_objects
 
 OUTLYING = 6.0  # deviations beyond which a value widens no range: one hot pixel must not flatten all others
@@ -78,8 +79,8 @@ class ReconstructionInputs(nn.Module):
 
     @property
     def fitted(self) -> bool:
-        """Tell whether the statistics are known."""
-        return bool(self.std.any())
+        """Tell whether the statistics are known; an export, which cannot look at values, takes them to be."""
+        return is_exporting() or bool(self.std.any())
 
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Take the statistics from (image, normal) batches.

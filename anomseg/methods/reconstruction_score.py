@@ -18,7 +18,7 @@ from anomseg.nets.autoencoder_features import feature_distance
 
 TERMS = ("l1", "l2", "ssim", "msgms", "features", "levels", "level_error", "defect")
 OF_LEVELS = ("levels", "level_error")
-SAMPLE = 4096  # pixels of a batch that its terms' spread is taken from
+SAMPLE = 4096  # pixels for each batch that is looked at, from which the spread of the terms is taken; drawn from all of them alike
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from anomseg.config import check_choices
 from anomseg.functional.overlap import focal_loss
 from anomseg.functional.similarity import edge_distance, inner, loose_cosine_loss, msgms_loss, ssim_loss, weighted_mean
 from anomseg.methods.reconstruction_inputs import ReconstructionInputs
@@ -52,9 +53,10 @@ class ReconstructionLoss:
     damping: float = 0.1
 
     def __post_init__(self) -> None:
+        check_choices(self)
         weights = astuple(self)[:9]
-        if min(weights) < 0 or self.feature_net not in ("random", "ema"):
-            raise ValueError(f"Expected weights >= 0 and feature_net 'random' or 'ema', but got {self}.")
+        if min(weights) < 0:
+            raise ValueError(f"Expected weights >= 0, but got {self}.")
         if not any(weights[:6]):
             raise ValueError(f"Expected a weight above 0 of l1, l2, ssim, msgms, edges or features, but got {self}: no image is rebuilt.")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anomseg.calibration.base import Calibration
 from anomseg.config import build
-from anomseg.functional.energy import free_energy
+from anomseg.functional.energy import free_energy, mean_over
 from anomseg.functional.readouts import softmax_entropy
 from anomseg.methods.closed_set import ClosedSetSegmenter
 from anomseg.methods.pebal_training import require_outliers
@@ -138,11 +138,7 @@ def residual_losses(logits: Tensor, inlier: Tensor, outlier: Tensor, recipe: RPL
     energy = free_energy(changed)
     return {
         "classes": recipe.classes * class_loss(changed, torch.where(inlier, known.argmax(1), IGNORE)),
-        "entropy": recipe.entropy * _mean(apart, inlier),
-        "energy": recipe.energy * _mean((energy - free_energy(known)).square(), inlier),
-        "outlier": recipe.outlier * _mean((-energy).clamp_min(0.0), outlier),
+        "entropy": recipe.entropy * mean_over(apart, inlier),
+        "energy": recipe.energy * mean_over((energy - free_energy(known)).square(), inlier),
+        "outlier": recipe.outlier * mean_over((-energy).clamp_min(0.0), outlier),
     }
-
-
-def _mean(values: Tensor, chosen: Tensor) -> Tensor:
-    return torch.where(chosen, values, 0.0).sum() / chosen.sum().clamp_min(1)

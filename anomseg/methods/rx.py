@@ -35,8 +35,8 @@ class RX(AnomalySegmenter):
         mode: `global` compares with the whole background, `local` with a window around each pixel.
         inner: side of the guard window in pixels, odd, at least as wide as the targets; `local` only.
         outer: side of the background window in pixels, odd; `local` only.
-        ridge: share of the scene's covariance that is added to every window's, at least 0; `local` only. 0 inverts the window's own
-            covariance, which is noisy where a window holds few more pixels than there are bands.
+        ridge: share of the scene's covariance that is added to every window's, at least 0; `local` only. 0, the default of the function
+            `local_rx`, inverts the window's own covariance, which is noisy where a window holds few more pixels than there are bands.
         background: `scene` takes it from the image that is scored, `training` from the training data; `local` needs `scene`.
         calibration: see `AnomalySegmenter`.
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from anomseg.calibration.base import Calibration
 from anomseg.config import build
+from anomseg.exporting import is_exporting
 from anomseg.functional.running_moments import running_moments
 from anomseg.methods.closed_set import ClosedSetSegmenter
 from anomseg.methods.readouts import Entropy, Readout, Statistics
@@ -56,7 +57,7 @@ class ReadoutSegmenter(ClosedSetSegmenter):
 
     def read(self, logits: Tensor) -> Tensor:
         """Score by the read-out; see the base class."""
-        if not bool(self.moments[0].any()):
+        if not is_exporting() and not bool(self.moments[0].any()):
             return self.readout(logits, None)
         weight, mean, square = self.moments
         spread = (square - mean.square()).clamp_min(0.0).sqrt()

@@ -19,7 +19,7 @@ from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.svdd_fit import DescribedBatch, DescriptorFit, ScoreRule
 from anomseg.methods.svdd_inputs import Inputs, Texture
 from anomseg.methods.svdd_training import SVDDTraining, reconstruction_loss, svdd_losses
-from anomseg.methods.training_data import counted_pixels, normal_pixels, training_batches
+from anomseg.methods.training_data import RefitClock, counted_pixels, normal_pixels, step_generator, training_batches
 from anomseg.nets.descriptor import DescriptorNet, DescriptorSpec
 from anomseg.nets.evaluation_mode import evaluation_mode
 from anomseg.nets.patch_descriptor import PatchDescriptor
@@ -40,7 +40,9 @@ class SVDD(AnomalySegmenter):
     score rule `ratio` therefore compares two Gaussians of descriptors, that of normal pixels and that of all pixels of the training images,
     which takes no label of an anomaly: a pixel is anomalous where its kind is common in the scenes, but rare among normal pixels.
     `margin_ratio` adds the margin d − R² of the sphere to such a ratio of the net's inputs; with the `contrast` objective both estimate the
-    same quantity. The others are those of `anomseg.functional.svdd_scores`.
+    same quantity. `two_sided` counts a uniform sample of the Mahalanobis distances of normal *training* pixels, which are not held out:
+    normal pixels of new images lie somewhat farther, so that its p-values are too small on the far side. The others are those of
+    `anomseg.functional.svdd_scores`.
 
     Args:
         in_channels: bands of the images.
@@ -103,11 +105,11 @@ class SVDD(AnomalySegmenter):
         self.net: DescriptorNet = self.descriptor.build(self.inputs.channels)
         self.fitted = DescriptorFit()
         self.learnt_radius = nn.Parameter(torch.tensor(float(self.recipe.radius_start)), requires_grad=self.recipe.objective == "contrast")
-        self._refreshed_at = -1
+        self._refit = RefitClock()
 
     def on_train_start(self) -> None:
         """Take the statistics of the inputs and the first centre from the training data."""
-        self._refreshed_at = -1  # steps of an earlier training count for nothing
+        self._refit.begin()
         if not self.inputs.fitted:
             self.inputs.fit(lambda: ((batch["image"], self._normal_pixels(batch)) for batch in training_batches(self)), self.device)
             self.fitted.begin(self._described(), self.recipe, self.device)
@@ -122,8 +124,8 @@ class SVDD(AnomalySegmenter):
         if not self._warming_up():
             copy = None
             if self.recipe.diverse:
-                generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.global_step) * 1009 + self.global_rank)
-                copy = self.net(apply_all(self.virtual, image, generator), valid).descriptor
+                drawn = apply_all(self.virtual, image, step_generator(self, self.seed, batch_idx))
+                copy = self.net(drawn, valid).descriptor
             radius = self.learnt_radius if self.recipe.objective == "contrast" else self.fitted.radius
             losses |= svdd_losses(out.descriptor, copy, self.fitted.centre, radius, valid, self.recipe, counted)
         self.log_dict({f"loss_{name}": value.detach() for name, value in losses.items()}, batch_size=len(image))
@@ -134,17 +136,18 @@ class SVDD(AnomalySegmenter):
 
     def on_validation_start(self) -> None:
         """Fit the distributions, and after an epoch centre and radius, before anything is scored with them."""
-        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+        if self._refit.before_validation(self):
             self._refresh(ended=self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
 
     def on_train_epoch_end(self) -> None:
         """Fit centre, radius and distributions where training or a checkpoint needs them before the next validation."""
-        if self.recipe.moves or not self.trainer.enable_validation or self._training_ends():
+        if self._refit.after_epoch(self, always=self.recipe.moves):
             self._refresh(ended=True)
 
     def on_train_end(self) -> None:
         """Fit them to the last weights where a callback stopped the training at the end of an epoch without a validation."""
-        self._refresh(ended=True)
+        if self._refit.at_end(self):
+            self._refresh(ended=True)
 
     def score(self, image: Tensor) -> Tensor:
         """Score (B, C, H, W) by the rule of descriptors; see the base class."""
@@ -168,19 +171,12 @@ class SVDD(AnomalySegmenter):
         """Say whether the reconstruction alone is learnt; without it there is nothing to warm up by."""
         return self.recipe.weights[2] > 0 and self.current_epoch < self.recipe.warmup * (self.trainer.max_epochs or 1)
 
-    def _training_ends(self) -> bool:
-        """Say at the end of an epoch whether it is the last one, as far as is known before callbacks have their say."""
-        epochs, steps = self.trainer.max_epochs or -1, self.trainer.max_steps
-        return 0 < epochs <= self.current_epoch + 1 or 0 <= steps <= self.global_step or self.trainer.should_stop
-
     def _refresh(self, *, ended: bool) -> None:
-        """Fit to the present weights what does not fit them yet."""
-        if self._refreshed_at != self.global_step:
-            self._refreshed_at = self.global_step
-            if self.recipe.objective == "contrast":
-                self.fitted.radius = self.learnt_radius.detach().abs().clone()
-            epoch, warming_up = self.current_epoch, self._warming_up()
-            self.fitted.refresh(self._described(), self.recipe, epoch, warming_up=warming_up, ended=ended)
+        """Fit to the present weights."""
+        if self.recipe.objective == "contrast":
+            self.fitted.radius = self.learnt_radius.detach().abs().clone()
+        epoch, warming_up = self.current_epoch, self._warming_up()
+        self.fitted.refresh(self._described(), self.recipe, epoch, warming_up=warming_up, ended=ended)
 
     @torch.no_grad()
     def _described(self) -> Iterator[DescribedBatch]:

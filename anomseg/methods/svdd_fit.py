@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from anomseg.functional.descriptor_statistics import descriptor_moments, image_means, push_from_zero, spread
 from anomseg.functional.ledoit_wolf import FourthMoments, ledoit_wolf, merge_moments
+from anomseg.functional.pixel_sample import PixelSample, draw_pixels, merge_samples
 from anomseg.functional.rx import covariance, mahalanobis
 from anomseg.functional.score_histogram import count_scores
 from anomseg.functional.svdd import squared_distance
 from anomseg.functional.svdd_radius import boundary_radius, largest_distances, mean_radius, quantile_radius
 from anomseg.functional.svdd_scores import DescriptorScore, NormalDescriptors, descriptor_score, two_sided_score
 from anomseg.methods.svdd_training import SVDDTraining
-from anomseg.methods.training_data import gathered_objects
+from anomseg.methods.training_data import gathered_objects, own_rank
 from anomseg.metrics.score_state import ScoreState
 from anomseg.sample import IGNORE, NORMAL
 
@@ -64,7 +65,6 @@ class LogRatio(nn.Module):
 ScoreRule = Literal["ratio", "margin_ratio", "two_sided"] | DescriptorScore
 
 KEPT_PIXELS = 1 << 16
-KEPT_OF_IMAGE = 1 << 10
 COLLAPSED = 1e-4  # of the first spread
 
 
@@ -97,7 +97,7 @@ class _Gathered:
         means: (M, D) mean normal descriptor of each image.
         largest: (M,) largest squared distance of a normal pixel of each image.
         boundary: () radius that the share ν of all normal pixels exceeds.
-        sample: (D, N) descriptors of at most 65,536 normal pixels.
+        sample: (N, D) descriptors of at most 65,536 normal pixels, drawn from all of them alike.
     """
 
     moments: tuple[FourthMoments, ...]
@@ -110,30 +110,25 @@ class _Gathered:
     def of(cls, described: Iterable[DescribedBatch], centre: Tensor, nu: float) -> _Gathered:
         boundary = _Boundary(nu)
         parts: list[Any] = []
-        generator = torch.Generator().manual_seed(0)
+        sample: PixelSample | None = None
+        generator = torch.Generator().manual_seed(own_rank())
         for inputs, descriptor, normal, data in described:
             z = descriptor.float()
             distance = torch.where(normal, squared_distance(torch.where(normal[:, None], z, 0.0), centre), 0.0)
             boundary.update(distance.cpu(), torch.where(normal, NORMAL, IGNORE).cpu())
             four = tuple(_on_processor(descriptor_moments(x, keep)) for x in (z, inputs) for keep in (normal, data))
-            held = _sampled(z, normal, generator)
-            parts.append((four, image_means(z, normal).cpu(), largest_distances(z, centre, normal).cpu(), held))
+            parts.append((four, image_means(z, normal).cpu(), largest_distances(z, centre, normal).cpu()))
+            new = draw_pixels(z.movedim(1, -1)[normal].cpu(), KEPT_PIXELS, generator)
+            sample = new if sample is None else merge_samples(sample, new, KEPT_PIXELS)
             if len(parts) == 64:  # bounded memory at any number of images
                 parts = [_joined(parts)]
-        found = [part for part in gathered_objects(_joined(parts) if parts else None) if part is not None]
+        found = [part for part in gathered_objects((_joined(parts), sample) if parts else None) if part is not None]
         if not found:
             raise ValueError("Expected batches of training data, but there are none. Check the data module and limit_train_batches.")
-        moments, means, largest, sample = _joined(found)
-        return cls(moments, means, largest, boundary.of_all_ranks(), sample)
-
-
-def _sampled(z: Tensor, normal: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw at most 1,024 normal descriptors of each image: (D, N)."""
-    held = []
-    for image, keep in zip(z, normal, strict=True):
-        pixels = image[:, keep].cpu()
-        held.append(pixels[:, torch.randperm(pixels.shape[1], generator=generator)[:KEPT_OF_IMAGE]])
-    return torch.cat(held, dim=1)
+        statistics, samples = zip(*found, strict=True)
+        pixels = reduce(lambda a, b: merge_samples(a, b, KEPT_PIXELS), samples).pixels
+        moments, means, largest = _joined(list(statistics))
+        return cls(moments, means, largest, boundary.of_all_ranks(), pixels)
 
 
 def _on_processor(found: FourthMoments) -> FourthMoments:
@@ -142,15 +137,16 @@ def _on_processor(found: FourthMoments) -> FourthMoments:
 
 def _joined(parts: list[Any]) -> Any:
     """Join what batches or ranks found, at least one."""
-    moments, means, largest, sample = zip(*parts, strict=True)
-    pixels = torch.cat(sample, dim=1)
-    step = max(1, -(-pixels.shape[1] // KEPT_PIXELS))
+    moments, means, largest = zip(*parts, strict=True)
     merged = tuple(reduce(merge_moments, kind) for kind in zip(*moments, strict=True))
-    return merged, torch.cat(means), torch.cat(largest), pixels[:, ::step]
+    return merged, torch.cat(means), torch.cat(largest)
 
 
 class DescriptorFit(nn.Module):
-    """Hold the sphere and the distributions of descriptors in buffers, and fit them to described training data."""
+    """Hold the sphere and the distributions of descriptors in buffers, and fit them to described training data.
+
+    `distances` are those of a uniform sample of normal training pixels, (N,) with N <= 65,536, that the score rule `two_sided` counts.
+    """
 
     centre: Tensor
     radius: Tensor
@@ -201,7 +197,7 @@ class DescriptorFit(nn.Module):
         self.descriptor_ratio.fit(normal, everything, device)
         self.input_ratio.fit(normal_inputs, all_inputs, device)
         self.covariance = covariance(normal.second()).to(device)
-        self.distances = descriptor_score(gathered.sample.to(device)[None, :, :, None], self._normal(), "mahalanobis").flatten()
+        self.distances = descriptor_score(gathered.sample.T.to(device)[None, :, :, None], self._normal(), "mahalanobis").flatten()
         self._check_collapse()
 
     def score(self, inputs: Tensor, descriptors: Tensor, rule: ScoreRule) -> Tensor:

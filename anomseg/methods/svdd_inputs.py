@@ -77,8 +77,9 @@ class Inputs(nn.Module):
         return scaled if self.texture is None else filter_bank(scaled, self.texture.sigmas, self.texture.log_floor)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Give (B, F, H, W) of mean 0 and deviation 1 over normal training pixels, NaN where there is no data."""
-        return (self.features(image) - self.mean[:, None, None]) / self.std[:, None, None]
+        """Give (B, F, H, W) of mean 0 and deviation 1 over normal training pixels, in the type of the image, NaN where there is no data."""
+        scaled: Tensor = (self.features(image) - self.mean[:, None, None]) / self.std[:, None, None]
+        return scaled.to(image.dtype)  # that of the net where all is in half precision
 
 
 def channel_statistics(batches: Iterable[tuple[Tensor, Tensor]], channels: int) -> tuple[Tensor, Tensor]:

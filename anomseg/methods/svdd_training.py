@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
+from anomseg.config import check_choices
 from anomseg.functional.svdd import BoundaryReduction, DiversityReduction, contrast_loss, diversity_loss, one_class_loss, soft_boundary_loss
 
 Objective = Literal["soft_boundary", "one_class", "contrast"]
@@ -53,11 +54,10 @@ class SVDDTraining:
     centre_every: int = 1
 
     def __post_init__(self) -> None:
-        if self.objective not in get_args(Objective) or self.radius not in get_args(Radius):
-            raise ValueError(
-                f"Expected an objective of {get_args(Objective)} and a radius rule of {get_args(Radius)}, "
-                f"but got {self.objective!r} and {self.radius!r}."
-            )
+        check_choices(self)
+        levels = (self.quantile, self.radius_quantile, self.diversity_quantile)
+        if not all(0 <= level <= 1 for level in levels) or not 0 < self.nu <= 1:
+            raise ValueError(f"Expected quantiles in [0, 1] and nu in (0, 1], but got {levels} and {self.nu}.")
         if len(self.weights) != 3 or min(self.weights) < 0 or not any(self.weights):
             raise ValueError(f"Expected three weights >= 0, not all 0, but got {self.weights}.")
         if not 0 <= self.warmup < 1 or self.centre_every < 0 or self.radius_start < 0:

@@ -268,3 +268,31 @@ def test_test__counts_nothing_of_a_run_that_was_broken_off(fitted, tmp_path):
         trainer(tmp_path, callbacks=[Stop()]).test(method, dataset(), verbose=False)
     again = trainer(tmp_path).test(method, dataset(seed=1), verbose=False)[0]
     assert {k: v for k, v in again.items() if v == v} == {k: v for k, v in expected.items() if v == v}  # what is undefined is NaN
+
+
+class Foreign:
+    """No component of the library."""
+
+
+class Careless(Contrast):
+    def __init__(self, part=None):
+        super().__init__()
+        self.part = part
+
+
+def test_fit__leaves_the_trainer_as_it_was_for_a_method_that_learns(tmp_path):
+    loop, method = trainer(tmp_path, enable_checkpointing=False), Contrast(0.25)
+    loop.fit_loop.max_epochs = 3
+    loop.fit(Pairs(), dataset(), dataset(seed=1))
+    assert loop.current_epoch == 1
+    assert loop.max_epochs == 3
+    loop.fit(method, dataset(), dataset(seed=1))
+    assert loop.current_epoch == 3
+
+
+def test_fit__refuses_arguments_that_its_checkpoint_could_not_hold_before_any_step(tmp_path):
+    method = Careless(Foreign())
+    with pytest.raises(TypeError, match=r"Careless\.part to be plain data.*Foreign"):
+        trainer(tmp_path).fit(method, dataset(), dataset(seed=1))
+    assert float(method.level) == 0.0
+    trainer(tmp_path, enable_checkpointing=False).fit(method, dataset(), dataset(seed=1))

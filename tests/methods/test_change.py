@@ -7,6 +7,8 @@ from anomseg.data.synthetic_change import SyntheticChangeDataModule
 from anomseg.errors import NotFittedError
 from anomseg.methods.change import ChangeMamba, SiameseUNet
 from anomseg.methods.change_training import ChangeTraining
+from anomseg.metrics.change import BoundaryF1
+from anomseg.metrics.pixel import FPRAtTPR
 from anomseg.nets.change_mamba import ChangeMambaSpec
 from anomseg.nets.siamese_unet import SiameseUNetSpec
 from anomseg.optimisation import Optimisation
@@ -211,6 +213,16 @@ def test_training__starts_from_the_share_of_change_and_the_statistics_of_the_ban
     torch.testing.assert_close(torch.sigmoid(method.net.head.last.bias), share.expand(4), rtol=1e-3, atol=1e-4)
 
 
+def test_training__takes_no_missing_data_of_a_boolean_mask_for_change(tmp_path):
+    method, module = unet(optimisation=Optimisation(lr=0.0)), Pairs()
+    for one in module.samples:
+        one["image"][..., :16] = torch.nan
+        one["mask"] = one["mask"].bool()
+    trainer(tmp_path, num_sanity_val_steps=0).fit(method, module)
+    known = torch.stack([one["mask"][:, 16:] for one in module.samples])
+    torch.testing.assert_close(torch.sigmoid(method.net.head.last.bias), known.float().mean().expand(4), rtol=1e-3, atol=1e-4)
+
+
 def test_change_map__decides_by_the_threshold():
     method, image = ready(unet), pairs()
     image[:, 0, :, :3] = torch.nan
@@ -230,3 +242,23 @@ def test_method__says_what_is_missing_or_wrong(tmp_path):
     for options in ({"in_channels": 0}, {"gate": 0.0}, {"standardise": "scene"}, {"gate_bands": 0}, {"gate_bands": 4}):
         with pytest.raises(ValueError, match="Expected"):
             unet(**options)
+
+
+def test_test__keeps_the_figures_that_were_added_and_judges_at_the_threshold_of_validation(tmp_path):
+    method = ready(unet)
+    method.test_metrics.pooled.add_metrics({"own": FPRAtTPR(0.5), "even": BoundaryF1(0.0)})
+    module, loop = Pairs(), trainer(tmp_path)
+    scores = torch.cat([method.score_map(batch["image"]) for batch in module.test_dataloader()])
+    truth = torch.cat([batch["mask"] for batch in module.test_dataloader()]) == 1
+    for threshold in (scores.median(), scores.max() + 1, scores.min()):
+        method.threshold = threshold
+        figures = loop.test(method, module, verbose=False)[0]
+        assert {"test_own", "test_even"} <= set(figures)
+        assert figures["test_change_accuracy"] == pytest.approx(float(((scores >= threshold) == truth).float().mean()), abs=1e-6)
+
+
+def test_collapse_watch__begins_anew_with_each_training(tmp_path):
+    method = unet(optimisation=Optimisation(lr=0.0), recipe=ChangeTraining(prior=1e-6))
+    for _ in range(2):
+        trainer(tmp_path, epochs=2).fit(method, Pairs())
+        assert method._watch.silent == 2

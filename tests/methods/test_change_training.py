@@ -91,7 +91,18 @@ def test_collapse_watch__is_silent_where_nothing_has_changed_and_counts_no_void_
 
 
 @pytest.mark.parametrize(
-    "options", [{"pixel": "mse"}, {"overlap": "iou"}, {"weights": (0.0, 0.0)}, {"auxiliary": (-1.0,)}, {"prior": 1.0}, {"patience": 0}]
+    "options",
+    [
+        {"pixel": "mse"},
+        {"overlap": "iou"},
+        {"weights": (0.0, 0.0)},
+        {"auxiliary": (-1.0,)},
+        {"prior": 1.0},
+        {"patience": 0},
+        {"alpha": 2.0},
+        {"gamma": -1.0},
+        {"max_pixels": 0},
+    ],
 )
 def test_recipe__refuses_what_is_out_of_range(options):
     with pytest.raises(ValueError, match="Expected"):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from anomseg.errors import NotFittedError
-from anomseg.methods.class_router import ClassRouter, ClassRouting, ClassScale, ImageDescriptors, Route, describe_images
+from anomseg.methods.class_router import ClassRouter, ClassRouting, ClassScale, ImageDescriptors, Route, describe_images, place_in_class
 
 STAGES = ["centroid", "pixel", "histogram", "pixel_histogram"]
 NAMES = ["bolt", "carpet", "nut"]
@@ -125,7 +125,7 @@ def test_class_router__refuses_what_does_not_fit():
 
 @pytest.mark.parametrize("wrong", [{"stage": "nearest"}, {"quantile": 0.0}, {"slack": 0.9}])
 def test_class_routing__refuses_arguments_outside_their_range(wrong):
-    with pytest.raises(ValueError, match="Expected a stage"):
+    with pytest.raises(ValueError, match="Expected"):
         ClassRouting(**wrong)
 
 
@@ -179,3 +179,10 @@ def test_route__is_the_same_under_autocast():
         inside = router.route(images)
     assert torch.equal(inside.index, plain.index)
     assert torch.equal(inside.margin, plain.margin)
+
+
+def test_place_in_class__numbers_members_in_their_order():
+    label = torch.tensor([2, 0, 2, 2, 0, 4])
+    place, count = place_in_class(label)
+    assert place.tolist() == [0, 0, 1, 2, 1, 0]
+    assert count.tolist() == [3, 2, 3, 3, 2, 1]

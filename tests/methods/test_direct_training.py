@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -118,3 +119,29 @@ def test_flipped_mean__turns_with_the_features():
     mean = flipped_mean(Corner(), features)
     torch.testing.assert_close(flipped_mean(Corner(), features.rot90(1, (-2, -1))), mean.rot90(1, (-2, -1)))
     torch.testing.assert_close(flipped_mean(Corner(), features.flip(-1)), mean.flip(-1))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"net": "ttd"},
+        {"teacher": "rx"},
+        {"labels": "ranks"},
+        {"losses": "all"},
+        {"surrogate": "square"},
+        {"norm": "layer"},
+        {"nets": 0},
+        {"implants": 0},
+        {"steps": 0},
+        {"crop": 0},
+        {"rounds": -1},
+        {"positive_share": 7.0},
+        {"positive_share": 0.6, "ignored_share": 0.4},
+        {"lr": 0.0},
+        {"width": 0.0},
+        {"negative_weight": 0.0},
+    ],
+)
+def test_recipe__refuses_what_it_cannot_do(wrong):
+    with pytest.raises(ValueError, match="Expected"):
+        DirectTraining(**wrong)

@@ -21,7 +21,7 @@ def taught(tmp_path_factory):
     pl.seed_everything(0, verbose=False)
     loop = pl.Trainer(default_root_dir=tmp_path_factory.mktemp("run"), max_epochs=30, check_val_every_n_epoch=30, **QUIET)
     method = quick()
-    loop.fit(method, SyntheticDataModule("hyperspectral", count=2, size=(64, 64), bands=20))
+    loop.fit(method, SyntheticDataModule("hyperspectral", count=2, size=(64, 64), bands=20, train_on="normal"))
     return method, loop
 
 
@@ -93,7 +93,8 @@ def test_transfer__learns_from_every_image_whatever_its_name(tmp_path, named):
 
 
 def test_transfer__refuses_what_it_cannot_do():
-    with pytest.raises(ValueError, match="rounds=0"):
-        quick(rounds=1)
+    for unused in ({"rounds": 1}, {"lr": 1e-2}, {"implants": 12}):
+        with pytest.raises(ValueError, match=f"others for {next(iter(unused))}: shared weights"):
+            quick(**unused)
     with pytest.raises(ValueError, match="components >= 1"):
         TransferDetection(components=0)

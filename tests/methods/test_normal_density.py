@@ -22,7 +22,7 @@ def trainer(folder, **options):
 
 
 def data(kind=SyntheticDataModule, seed=0):
-    return kind("multispectral", count=3, size=(40, 44), seed=seed)
+    return kind("multispectral", count=3, size=(40, 44), seed=seed, train_on="normal")
 
 
 def fitted(folder, kind=SyntheticDataModule, **options):

@@ -87,7 +87,8 @@ def frames(monkeypatch, count, shown, size=1):
     """Serve frames of which those numbered in `shown` hold an outlier, and count how many are read."""
     read = []
 
-    def serve(method):
+    def serve(method, whole):
+        assert whole
         for number in range(count):
             read.append(number)
             mask = torch.zeros(size, 4, 4, dtype=torch.int64)

@@ -373,3 +373,33 @@ def test_reconstruction__says_what_is_missing_or_wrong(tmp_path):
         sample["corrupted"] = sample["corrupted"][:, 1:]
     with pytest.raises(ValueError, match="of one shape"):
         taught(tmp_path, train=DataLoader(train, collate_fn=collate))
+
+
+def late(method, batches):
+    """Say by how much the held medians of the terms differ from those of the present weights."""
+    with torch.no_grad():
+        terms = [method.eval()._terms(b["image"], b["mask"] == 0).movedim(1, -1).flatten(0, 2) for b in batches]
+    return float((torch.cat(terms).median(0).values - method.term_centre).abs().max())
+
+
+class Stop(pl.Callback):
+    """Stop a training at the end of its first epoch, when the method has had its turn."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        pl_module.on_train_epoch_end = lambda: setattr(trainer, "should_stop", True)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "options"),
+    [
+        (3, {"check_val_every_n_epoch": 2}),
+        (2, {"check_val_every_n_epoch": 5}),
+        (9, {"max_steps": 4}),
+        (9, {"check_val_every_n_epoch": 9, "callbacks": [Stop()]}),
+    ],
+)
+def test_reconstruction__ends_with_the_statistics_of_its_last_weights(tmp_path, epochs, options):
+    method, train = Reconstruction(net=TINY, scoring=ReconstructionScore(smoothing=0.0)), loader(4, 0)
+    trainer(tmp_path, epochs, **options).fit(method, train, loader(2, 1))
+    assert late(method, train) < 1e-6
+    assert torch.isfinite(method.score_map(torch.rand(1, 3, *SIZE))).all()

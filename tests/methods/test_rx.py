@@ -1,3 +1,5 @@
+import inspect
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -27,7 +29,7 @@ def trainer(tmp_path, **arguments):
 
 
 def scenes(**arguments):
-    return SyntheticDataModule("multispectral", count=3, size=(40, 44), **arguments)
+    return SyntheticDataModule("multispectral", count=3, size=(40, 44), train_on="normal", **arguments)
 
 
 def test_rx__scores_as_its_functions():
@@ -91,7 +93,7 @@ def test_rx__ignores_what_lies_in_void_and_anomalous_training_pixels(tmp_path):
 
     plain, poisoned = RX(background="training"), RX(background="training")
     trainer(tmp_path).fit(plain, scenes())
-    trainer(tmp_path).fit(poisoned, Poisoned("multispectral", count=3, size=(40, 44)))
+    trainer(tmp_path).fit(poisoned, Poisoned("multispectral", count=3, size=(40, 44), train_on="normal"))
     assert torch.equal(plain.scatter, poisoned.scatter)
 
 
@@ -135,3 +137,8 @@ def test_rx__fits_for_one_epoch_whatever_is_asked(tmp_path):
     loop = pl.Trainer(default_root_dir=tmp_path, accelerator="cpu", max_epochs=7, enable_progress_bar=False, logger=False)
     loop.fit(RX(), scenes())
     assert loop.current_epoch == 1
+
+
+def test_windows__are_those_of_the_function_by_default():
+    method, named = RX("local"), inspect.signature(local_rx).parameters
+    assert (method.inner, method.outer) == (named["inner"].default, named["outer"].default)

@@ -33,7 +33,7 @@ def trainer(folder, epochs=2, **options):
 
 
 def data(seed=0):
-    return SyntheticDataModule("multispectral", count=2, size=(40, 44), seed=seed)
+    return SyntheticDataModule("multispectral", count=2, size=(40, 44), seed=seed, train_on="normal")
 
 
 def taught(folder, epochs=2, **options):
@@ -178,7 +178,7 @@ def test_svdd__of_pixels_learns_nothing_from_those_that_are_not_normal(tmp_path)
     for kind in (SyntheticDataModule, Poisoned):
         pl.seed_everything(0, verbose=False)
         method = SVDD(in_channels=10, descriptor=PixelDescriptor(latent=3, hidden=(8,), dropout=0.0), score_rule="mahalanobis")
-        trainer(tmp_path, num_sanity_val_steps=0).fit(method, kind("multispectral", count=2, size=(40, 44)))
+        trainer(tmp_path, num_sanity_val_steps=0).fit(method, kind("multispectral", count=2, size=(40, 44), train_on="normal"))
         weights.append([*method.net.parameters(), method.fitted.centre, method.fitted.radius, method.fitted.covariance, method.inputs.std])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
@@ -210,3 +210,12 @@ def test_svdd__refuses_arguments_that_do_not_fit(arguments):
 def test_svdd__keeps_its_virtual_anomalies_as_objects():
     method = SVDD(descriptor=SMALL, virtual=[GaussianNoise(1.0)])
     assert method.virtual == (GaussianNoise(1.0),)
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_svdd__fits_and_scores_in_the_precision_of_the_trainer(tmp_path, precision):
+    pl.seed_everything(0, verbose=False)
+    method, loop = SVDD(in_channels=10, **OURS), trainer(tmp_path, epochs=1, precision=precision)
+    loop.fit(method, data())
+    loop.test(method, data(), verbose=False)
+    assert 0 < loop.callback_metrics["test_auroc"] <= 1

@@ -169,3 +169,14 @@ def test_fit__names_a_collapse_and_its_cure():
 
 def test_log_ratio__is_empty_before_fitting():
     assert not LogRatio().mean.numel()
+
+
+def test_fit__samples_all_normal_pixels_alike_at_any_number_of_batches(monkeypatch):
+    monkeypatch.setattr(svdd_fit, "KEPT_PIXELS", 2000)
+    batches = [
+        DescribedBatch(torch.zeros(1, 1, 4, 25), torch.full((1, 1, 4, 25), float(i)), *([torch.ones(1, 4, 25) > 0] * 2)) for i in range(200)
+    ]
+    sample = svdd_fit._Gathered.of(batches, torch.zeros(1), 0.1).sample
+    assert sample.shape == (2000, 1)
+    shares = torch.histc(sample, 10, 0, 200) / 2000
+    assert (shares - 0.1).abs().max() < 0.03  # four standard deviations

@@ -36,7 +36,21 @@ def test_reconstruction_loss__reads_valid_pixels_alone():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"objective": "other"}, {"weights": (0, 0, 0)}, {"weights": (1, 1)}, {"warmup": 1.0}, {"radius": "x"}]
+    "arguments",
+    [
+        {"objective": "other"},
+        {"weights": (0, 0, 0)},
+        {"weights": (1, 1)},
+        {"warmup": 1.0},
+        {"radius": "x"},
+        {"reduction": "foo"},
+        {"diversity": "foo"},
+        {"nu": 7.0},
+        {"nu": 0.0},
+        {"quantile": 9.0},
+        {"radius_quantile": -0.1},
+        {"diversity_quantile": 1.1},
+    ],
 )
 def test_recipe__refuses_what_it_cannot_do(arguments):
     with pytest.raises(ValueError, match="Expected"):
