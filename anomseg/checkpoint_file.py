@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         checkpoint = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises whatever its unpickler stumbles over
         reason = str(error).partition("\n")[0] or type(error).__name__
+        if isinstance(error, UnpicklingError):  # torch then advises what would run the code in the file
+            reason = "it holds something else."
         raise CheckpointError(
             f"Expected '{path}' to be a complete checkpoint of tensors and plain data, but it could not be read: {reason} "
             "Files that need more than `weights_only=True` are not loaded, because they can run code."

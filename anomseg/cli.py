@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import warnings
+from argparse import ArgumentError
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -12,11 +15,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from anomseg.callbacks.scene_writer import SceneWriter
 from anomseg.checkpoint_file import read_checkpoint
+from anomseg.cli_errors import explain
 from anomseg.data.scene_datamodule import SceneDataModule
 from anomseg.errors import USER_ERRORS, CheckpointError
 from anomseg.methods.base import AnomalySegmenter
@@ -133,6 +138,15 @@ def _output_folder(path: str) -> Path:
     return folder
 
 
+class LineEnd(Callback):
+    """End the line of a progress bar when an error comes, so that its message has a line of its own."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Print a line end where there is a bar."""
+        if trainer.progress_bar_callback is not None:
+            print(flush=True)
+
+
 class CommandLine(LightningCLI):
     """Add where predictions go, and print the figures as a table."""
 
@@ -146,8 +160,16 @@ class CommandLine(LightningCLI):
         Raises:
             FileNotFoundError: there is no such checkpoint.
             CheckpointError: the file is no checkpoint of this library, or of another class than the one named.
+            ValueError: the words cannot be parsed.
         """
         words = list(cast(Sequence[str], args))  # as `run` gives them
+        try:
+            self._parse(parser, words)
+        except ArgumentError as error:
+            options = re.findall(r"--[\w.]+", self._parser(words[0]).format_usage())
+            raise ValueError(explain(str(error), words[0], options)) from error
+
+    def _parse(self, parser: LightningArgumentParser, words: Sequence[str]) -> None:
         command, path = words[0], _value_of("--ckpt_path", words)
         if command == "fit" or path is None or path in NO_FILES:
             self.config = parser.parse_args(words)
@@ -191,14 +213,24 @@ class CommandLine(LightningCLI):
         path = getattr(callback, "best_model_path", "")
         if path:
             print(f"checkpoint: {path}")
+        self._say_what_is_undefined("val_")
 
     def after_validate(self) -> None:
         """Print the validation figures."""
         print(figure_table(self.trainer.callback_metrics, "val_"))
+        self._say_what_is_undefined("val_")
 
     def after_test(self) -> None:
         """Print the test figures."""
         print(figure_table(self.trainer.callback_metrics, "test_"))
+        self._say_what_is_undefined("test_")
+
+    def _say_what_is_undefined(self, prefix: str) -> None:
+        if math.isnan(self.trainer.callback_metrics.get(f"{prefix}auroc", 0.0)):
+            print(
+                "no pixels of both classes: AUROC and what else needs them is NaN. Without truth, or with normal images alone, that is "
+                "as it should be, and the heat map is calibrated all the same; else see whether the masks are complete."
+            )
 
 
 def run(words: Sequence[str]) -> CommandLine:
@@ -226,6 +258,7 @@ def run(words: Sequence[str]) -> CommandLine:
         ".*The dirpath has changed from.*",  # evaluating a checkpoint of another run is what `test` and `predict` are for
         ".*exists and is not empty.*",
         "Image AUROC is undefined.*",  # a folder of scenes has no normal image
+        ".* is undefined without (normal|anomalous) pixels.*",  # said in one line at the end
     ):
         warnings.filterwarnings("ignore", noise)
     try:
@@ -235,8 +268,9 @@ def run(words: Sequence[str]) -> CommandLine:
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
+            trainer_defaults={"callbacks": LineEnd()},
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"version": __version__},
+            parser_kwargs={"version": __version__, "exit_on_error": False},
             args=expand_short_names(words),
         )
     except (*USER_ERRORS, FileNotFoundError, ValueError) as error:

@@ -195,6 +195,11 @@ def test_cli__reads_hyperspectral_files_by_short_name(tmp_path, monkeypatch):
         (["fit", "--model", "RX", "--data", "Hyperspectral", "--data.root", "nowhere", *QUIET], "nowhere"),
         (["predict", "--model", "RX", "--data", "Synthetic", *SMALL, *QUIET], "trainer.fit"),
         (["fit", "--model", "RX", "--data", "Synthetic", *SMALL[:2], "--data.size", "[8,8]", *QUIET], "32"),
+        (["test", "--data", "Synthetic"], "Expected --ckpt_path with the file that `anomseg fit` has written"),
+        (["fit", "--model", "RX", "--data", "Hyperspectral", "--data.mask_rot", "x"], "Did you mean --data.mask_root? There are bands, "),
+        (["fit", "--model", "RX", "--model.mod", "local", "--data", "Synthetic"], "Did you mean --model.mode? There are background, "),
+        (["fit", "--model", "SVDD", "--data", "Synthetic", "--model.optimisation.lrr", "1"], "Did you mean --model.optimisation.lr?"),
+        (["fit", "--modle", "RX", "--data", "Synthetic"], "Did you mean --model?"),
     ],
 )
 def test_cli__ends_with_one_line_about_a_mistake(tmp_path, monkeypatch, words, text):
@@ -209,3 +214,19 @@ def test_cli__raises_the_error_itself_when_asked(tmp_path, monkeypatch):
     monkeypatch.setenv("ANOMSEG_TRACEBACK", "1")
     with pytest.raises(FileNotFoundError):
         main(["predict", "--ckpt_path", str(tmp_path / "none.ckpt"), "--data", "Synthetic"])
+
+
+def test_cli__tells_an_error_below_the_progress_bar(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["fit", "--model", "SVDD", "--model.in_channels", "5", "--data", "Synthetic", *SMALL, "--trainer.max_epochs", "1"]
+    with pytest.raises(SystemExit, match="in_channels=5"):
+        main([*words, "--trainer.accelerator", "cpu", "--trainer.num_sanity_val_steps", "0"])
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_cli__says_in_one_line_that_cubes_have_no_truth(tmp_path, monkeypatch, capsys, recwarn):
+    monkeypatch.chdir(tmp_path)
+    np.save(tmp_path / "cube.npy", np.random.default_rng(0).random((30, 30, 5), np.float32))
+    main(["fit", "--model", "RX", "--data", "Hyperspectral", "--data.root", "cube.npy", *QUIET])
+    assert capsys.readouterr().out.count("Without truth") == 1
+    assert not [warning for warning in recwarn if "undefined" in str(warning.message)]

@@ -134,7 +134,8 @@ def model_options(config):
         return ["--model.in_channels", "24"]
     if config.stem == "change_mamba_pairs":
         return ["--model.spec", "tiny"]
-    return ["--model.recipe.nets", "1", "--model.recipe.implants", "4"] if config.stem.startswith("direct") else []
+    implants = ["--model.recipe.implants", "4"] if config.stem.startswith("direct_hyperspectral") else []
+    return ["--model.recipe.nets", "1", *implants] if config.stem.startswith("direct") else []
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
@@ -154,3 +155,8 @@ def test_configuration__fits_tests_and_predicts(config, tmp_path, monkeypatch):
 
 def test_configurations__are_there():
     assert {"rx_synthetic", "rx_hyperspectral", "lrx_hyperspectral"} <= {p.stem for p in CONFIGS}
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
+def test_configuration__says_for_how_long_it_trains(config):
+    assert "max_epochs:" in config.read_text()
