@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from anomseg.data.defect_base import Defect, Surface
 from anomseg.data.defect_regions import bar_region, blob_region, bounds, box_region, uniform, whole
-from anomseg.functional.area_rx import gaussian
+from anomseg.functional.smoothing import gaussian
 
 BlendEdge = Literal["seamless", "feathered"]
 

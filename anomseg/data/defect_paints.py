@@ -13,7 +13,7 @@ from torch import Tensor
 from anomseg.data.defect_base import Defect, Surface
 from anomseg.data.defect_noise import drawn_texture, fractal_noise
 from anomseg.data.defect_regions import blob_region, box_region, uniform, whole
-from anomseg.functional.area_rx import gaussian
+from anomseg.functional.smoothing import gaussian
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anomseg.data.outlier_sources import OutlierSource, check_sources, trimmed
-from anomseg.functional.area_rx import gaussian
+from anomseg.functional.smoothing import gaussian
 from anomseg.sample import ANOMALY, IGNORE
 
 Edge = Literal["hard", "soft"]

@@ -10,7 +10,6 @@ edge-preserving filters", IEEE Trans. Geosci. Remote Sens. 55(10), 2017. Whiteni
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from anomseg.functional.area_filter import area_details
 from anomseg.functional.rx import local_rx, usable_pixels
+from anomseg.functional.smoothing import gaussian
 from anomseg.functional.whitening import whitened_components
 from anomseg.sample import finite_pixels
 
@@ -31,7 +31,7 @@ def area_filtered_rx(
     components: int = 15,
     area: int = 30,
     levels: int | None = None,
-    blur: float = 0.5,
+    smoothing: float = 0.5,
     valid: Tensor | None = None,
 ) -> Tensor:
     """Score every pixel by the small details of the whitened components around it.
@@ -47,7 +47,7 @@ def area_filtered_rx(
         components: number of whitened components, at least 1; above C it is reduced to C.
         area: pixels, at least 2, above the area of the largest target: nothing larger is seen. See `area_in_pixels` for square metres.
         levels: grey levels of the filter; None for all (see `area_opening`).
-        blur: standard deviation of the Gaussian in pixels; 0 for none.
+        smoothing: standard deviation of the Gaussian in pixels; 0 for none.
         valid: (B, H, W) bool, False for pixels to leave out besides those without data; None for none.
 
     Returns:
@@ -69,7 +69,7 @@ def area_filtered_rx(
         values = detail[:, chosen].double()
         deviation = values.std(dim=1, keepdim=True)
         score[index, chosen] = (values / torch.where(deviation > 0, deviation, torch.inf)).square().sum(0).sqrt().float()
-    return gaussian(score, blur, keep)
+    return gaussian(score, smoothing, keep)
 
 
 @torch.no_grad()
@@ -99,7 +99,7 @@ def pca_local_rx(
     inner: int = 9,
     outer: int = 21,
     ridge: float = 1.0,
-    blur: float = 0.5,
+    smoothing: float = 0.5,
     valid: Tensor | None = None,
 ) -> Tensor:
     """Score every pixel against a dual window in the first whitened components: `local_rx` on `whitened_components`, then a Gaussian.
@@ -113,7 +113,7 @@ def pca_local_rx(
         inner: odd width of the guard window in pixels; at least the size of the largest target.
         outer: odd width of the background window in pixels, above ``inner`` and at most the image's shorter side.
         ridge: >= 0; share of the scene's covariance that is added to every window's; 0 leaves it to the shrinkage of `local_rx`.
-        blur: standard deviation of the Gaussian in pixels; 0 for none.
+        smoothing: standard deviation of the Gaussian in pixels; 0 for none.
         valid: (B, H, W) bool, False for pixels to leave out besides those without data; None for none.
 
     Returns:
@@ -123,7 +123,7 @@ def pca_local_rx(
         ValueError: a wrong shape or window, an argument out of its range, or an image with fewer than 2 valid pixels.
     """
     planes = whitened_components(image, components, valid)
-    return gaussian(local_rx(planes, inner, outer, ridge), blur, torch.isfinite(planes[:, 0]))
+    return gaussian(local_rx(planes, inner, outer, ridge), smoothing, torch.isfinite(planes[:, 0]))
 
 
 @torch.no_grad()
@@ -196,34 +196,3 @@ def fused_rx(
     small = area_filtered_rx(image, components, area)
     local = pca_local_rx(image, local_components, inner, outer, ridge)
     return fuse_scores((small, local), finite_pixels(image))
-
-
-def gaussian(score: Tensor, sigma: float, valid: Tensor | None = None) -> Tensor:
-    """Smooth a map by a Gaussian that knows no data: each pixel is the weighted mean of the valid pixels within 4 sigma.
-
-    Args:
-        score: (B, H, W) finite where valid.
-        sigma: standard deviation in pixels, at least 0; 0 changes no valid pixel.
-        valid: (B, H, W) bool, False for pixels that have no score; None for none.
-
-    Returns:
-        (B, H, W) float32; 0.0 where a pixel is not valid.
-
-    Raises:
-        ValueError: ``sigma`` is negative or not finite.
-    """
-    if not 0 <= sigma < math.inf:
-        raise ValueError(f"Expected a blur of at least 0 pixels, but got {sigma}. 0.5 is usual, 0 switches it off.")
-    keep = torch.ones_like(score, dtype=torch.bool) if valid is None else valid
-    stack = torch.stack((torch.where(keep, score.float(), 0.0), keep.float()), 1)
-    radius = math.ceil(4 * sigma)
-    if radius:
-        offsets = torch.arange(-radius, radius + 1, device=score.device, dtype=torch.float32)
-        kernel = torch.softmax(-0.5 * (offsets / sigma).square(), 0)
-        for axis in (2, 3):
-            shape = [1, 1, 1, 1]
-            shape[axis] = len(kernel)
-            padding = (radius, 0) if axis == 2 else (0, radius)
-            with torch.autocast(score.device.type, enabled=False):  # a map of few values would be left
-                stack = torch.nn.functional.conv2d(stack.flatten(0, 1)[:, None], kernel.view(shape), padding=padding).view_as(stack)
-    return torch.where(keep, stack[:, 0] / stack[:, 1].clamp_min(torch.finfo(torch.float32).tiny), 0.0)

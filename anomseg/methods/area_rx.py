@@ -32,7 +32,7 @@ class AreaRX(AnomalySegmenter):
         area: above the area of the largest target; in pixels, or in m² with ``ground_sampling_distance``. Larger objects are not seen.
         ground_sampling_distance: side of a pixel on the ground in metres; None takes ``area`` as pixels.
         levels: grey levels of the area filter; None keeps all.
-        blur: standard deviation of the Gaussian over the map in pixels; 0 for none.
+        smoothing: standard deviation of the Gaussian over the map in pixels; 0 for none.
         calibration: see `AnomalySegmenter`.
 
     Source: see `anomseg.functional.area_rx`.
@@ -47,18 +47,18 @@ class AreaRX(AnomalySegmenter):
         area: float = 30,
         ground_sampling_distance: float | None = None,
         levels: int | None = None,
-        blur: float = 0.5,
+        smoothing: float = 0.5,
         calibration: Calibration | None = None,
     ) -> None:
         super().__init__(calibration)
         _pixels(area, ground_sampling_distance)
         self.components, self.area, self.ground_sampling_distance = components, area, ground_sampling_distance
-        self.levels, self.blur = levels, blur
+        self.levels, self.smoothing = levels, smoothing
 
     def score(self, image: Tensor) -> Tensor:
         """Score (B, C, H, W) by `area_filtered_rx`; see the base class."""
         area = _pixels(self.area, self.ground_sampling_distance)
-        return area_filtered_rx(image, self.components, area, self.levels, self.blur)
+        return area_filtered_rx(image, self.components, area, self.levels, self.smoothing)
 
 
 class FusedRX(AnomalySegmenter):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from anomseg.calibration.base import Calibration
-from anomseg.functional.area_rx import gaussian
 from anomseg.functional.change_vector import ChangeNorm, smallest_change, standardise_dates
 from anomseg.functional.irmad import irmad
+from anomseg.functional.smoothing import gaussian
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.sample import finite_pixels
 

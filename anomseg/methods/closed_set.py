@@ -14,7 +14,7 @@ from anomseg.checkpoint_file import read_checkpoint
 from anomseg.config import build
 from anomseg.errors import CheckpointError, NotFittedError
 from anomseg.exporting import is_exporting
-from anomseg.functional.area_rx import gaussian
+from anomseg.functional.smoothing import gaussian
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.svdd_inputs import channel_statistics
 from anomseg.methods.training_data import training_batches
@@ -36,7 +36,7 @@ class ClosedSetSegmenter(AnomalySegmenter):
         outputs: outputs of the net, K or more; `widen_head` adds those beyond K.
         segmenter: checkpoint of a trained segmenter whose weights `fit` starts from; None starts from fresh ones. It is not needed later:
             own checkpoints hold all weights, also to resume from.
-        blur: standard deviation in pixels of a Gaussian over the score; 0 for none.
+        smoothing: standard deviation in pixels of a Gaussian over the score; 0 for none.
         calibration: see `AnomalySegmenter`.
         optimisation: see `AnomalySegmenter`.
 
@@ -54,14 +54,16 @@ class ClosedSetSegmenter(AnomalySegmenter):
         in_channels: int,
         outputs: int,
         segmenter: str | None,
-        blur: float,
+        smoothing: float,
         calibration: Calibration | None,
         optimisation: Optimisation | None,
     ) -> None:
         super().__init__(calibration, build(optimisation, Optimisation) or Optimisation(lr=2e-3, warmup=0.05, schedule="poly"))
-        if classes < 2 or in_channels < 1 or not blur >= 0:
-            raise ValueError(f"Expected classes >= 2, in_channels >= 1 and blur >= 0, but got {classes}, {in_channels} and {blur}.")
-        self.classes, self.in_channels, self.segmenter, self.blur = classes, in_channels, segmenter, blur
+        if classes < 2 or in_channels < 1 or not smoothing >= 0:
+            raise ValueError(
+                f"Expected classes >= 2, in_channels >= 1 and smoothing >= 0, but got {classes}, {in_channels} and {smoothing}."
+            )
+        self.classes, self.in_channels, self.segmenter, self.smoothing = classes, in_channels, segmenter, smoothing
         self.net: SegmentationSpec = build(net) or CompactSegmenter()
         self.network: SegmentationNet = self.net.build(in_channels, classes)
         if outputs > classes:
@@ -165,7 +167,7 @@ class ClosedSetSegmenter(AnomalySegmenter):
         self.further_maps = {"classes": logits[:, : self.classes].argmax(1)}
         with torch.autocast(image.device.type, enabled=False):
             score = self.read(logits.float())
-        return gaussian(score, self.blur, finite_pixels(image)) if self.blur else score
+        return gaussian(score, self.smoothing, finite_pixels(image)) if self.smoothing else score
 
     @abstractmethod
     def read(self, logits: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from anomseg.calibration.base import Calibration
 from anomseg.config import build
-from anomseg.functional.area_rx import fused_rx, gaussian
+from anomseg.functional.area_rx import fused_rx
 from anomseg.functional.score_curves import auroc
 from anomseg.functional.score_histogram import count_scores
 from anomseg.functional.simulation import AnomalySimulation, WhitenedScene
+from anomseg.functional.smoothing import gaussian
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.direct_training import DirectTraining, Lesson, pseudo_labels, scene_key, teach, teacher_map
 from anomseg.sample import ANOMALY, IGNORE

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from anomseg.calibration.base import Calibration
 from anomseg.config import build
-from anomseg.functional.area_rx import gaussian
 from anomseg.functional.score_curves import auroc
 from anomseg.functional.score_histogram import count_scores
 from anomseg.functional.simulation import AnomalySimulation, WhitenedScene
+from anomseg.functional.smoothing import gaussian
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.direct_training import (
     CROPS,

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anomseg.functional.area_rx import gaussian
 from anomseg.functional.nearest import nearest
 from anomseg.functional.rx import covariance, merge_statistics, pixel_statistics
+from anomseg.functional.smoothing import gaussian
 from anomseg.functional.whitening import whitening_basis
 
 Normalisation = Literal["l2", "whiten", "standardise", "none"]

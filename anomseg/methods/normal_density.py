@@ -11,12 +11,12 @@ from torch import Tensor
 from anomseg.calibration.base import Calibration
 from anomseg.config import build
 from anomseg.errors import NotFittedError
-from anomseg.functional.area_rx import gaussian
 from anomseg.functional.descriptor_statistics import descriptor_moments
 from anomseg.functional.ledoit_wolf import FourthMoments, merge_moments
 from anomseg.functional.mixture import GaussianMixture, fit_mixture, mixture_energy
 from anomseg.functional.pixel_sample import PixelSample, draw_pixels, merge_samples
 from anomseg.functional.rx import mahalanobis
+from anomseg.functional.smoothing import gaussian
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.svdd_fit import LogRatio
 from anomseg.methods.svdd_inputs import Inputs, Texture

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anomseg.functional.area_rx import gaussian
 from anomseg.functional.similarity import cosine_distance, msgms, ssim
+from anomseg.functional.smoothing import gaussian
 from anomseg.methods.reconstruction_inputs import ReconstructionInputs
 from anomseg.methods.reconstruction_training import Encode
 from anomseg.nets.autoencoder_contract import Rebuilt, at_pixels

@@ -56,7 +56,7 @@ class RPL(ClosedSetSegmenter):
         segmenter: checkpoint of a trained `Segmenter`; needed to fit, and no more afterwards. None where `net` has ready weights.
         recipe: weights of the terms, see `RPLLoss`.
         channels: width of the residual's branches.
-        blur: see `ClosedSetSegmenter`.
+        smoothing: see `ClosedSetSegmenter`.
         calibration: see `AnomalySegmenter`.
         optimisation: see `AnomalySegmenter`; AdamW at 3e-3 with the cosine schedule by default.
 
@@ -74,12 +74,12 @@ class RPL(ClosedSetSegmenter):
         segmenter: str | None = None,
         recipe: RPLLoss | None = None,
         channels: int = 32,
-        blur: float = 0.0,
+        smoothing: float = 0.0,
         calibration: Calibration | None = None,
         optimisation: Optimisation | None = None,
     ) -> None:
         steps = build(optimisation, Optimisation) or Optimisation(3e-3)
-        super().__init__(classes, net, in_channels, classes, segmenter, blur, calibration, steps)
+        super().__init__(classes, net, in_channels, classes, segmenter, smoothing, calibration, steps)
         if channels < 2:
             raise ValueError(f"Expected channels >= 2, but got {channels}.")
         self.recipe: RPLLoss = build(recipe, RPLLoss) or RPLLoss()

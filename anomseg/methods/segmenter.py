@@ -33,7 +33,7 @@ class ReadoutSegmenter(ClosedSetSegmenter):
         in_channels: see `ClosedSetSegmenter`.
         readout: see `Readout`; `Entropy()` by default.
         segmenter: see `ClosedSetSegmenter`.
-        blur: see `ClosedSetSegmenter`.
+        smoothing: see `ClosedSetSegmenter`.
         calibration: see `AnomalySegmenter`.
         optimisation: see `AnomalySegmenter`.
     """
@@ -47,11 +47,11 @@ class ReadoutSegmenter(ClosedSetSegmenter):
         in_channels: int,
         readout: Readout | None,
         segmenter: str | None,
-        blur: float,
+        smoothing: float,
         calibration: Calibration | None,
         optimisation: Optimisation | None,
     ) -> None:
-        super().__init__(classes, net, in_channels, classes, segmenter, blur, calibration, optimisation)
+        super().__init__(classes, net, in_channels, classes, segmenter, smoothing, calibration, optimisation)
         self.readout: Readout = build(readout) or Entropy()
         self.register_buffer("moments", torch.zeros(3, classes))  # weight, mean and mean square of each class
 
@@ -92,7 +92,7 @@ class Segmenter(ReadoutSegmenter):
         readout: what makes the score; `Entropy()` by default.
         balance: weight of a class of share p: 1, or 1 / ln(1.02 + p) (`log`), which helps rare classes.
         segmenter: checkpoint whose weights `fit` starts from, or None.
-        blur: standard deviation in pixels of a Gaussian over the score; the published 7 x 7 blur is 1.
+        smoothing: standard deviation in pixels of a Gaussian over the score; the published 7 x 7 blur is 1.
         calibration: see `AnomalySegmenter`.
         optimisation: see `AnomalySegmenter`; AdamW at 2e-3 with the poly schedule by default.
 
@@ -112,11 +112,11 @@ class Segmenter(ReadoutSegmenter):
         readout: Readout | None = None,
         balance: Balance = "none",
         segmenter: str | None = None,
-        blur: float = 0.0,
+        smoothing: float = 0.0,
         calibration: Calibration | None = None,
         optimisation: Optimisation | None = None,
     ) -> None:
-        super().__init__(classes, net, in_channels, readout, segmenter, blur, calibration, optimisation)
+        super().__init__(classes, net, in_channels, readout, segmenter, smoothing, calibration, optimisation)
         if balance not in ("none", "log"):
             raise ValueError(f"Expected balance 'none' or 'log', but got {balance!r}.")
         self.balance = balance
@@ -171,7 +171,7 @@ class SegmentationReadout(ReadoutSegmenter):
         net: as the segmenter has it, or with ready weights.
         in_channels: bands of the image.
         readout: what makes the score; `Entropy()` by default.
-        blur: see `Segmenter`.
+        smoothing: see `Segmenter`.
         calibration: see `AnomalySegmenter`.
 
     Raises:
@@ -187,10 +187,10 @@ class SegmentationReadout(ReadoutSegmenter):
         net: SegmentationSpec | None = None,
         in_channels: int = 3,
         readout: Readout | None = None,
-        blur: float = 0.0,
+        smoothing: float = 0.0,
         calibration: Calibration | None = None,
     ) -> None:
-        super().__init__(classes, net, in_channels, readout, segmenter, blur, calibration, None)
+        super().__init__(classes, net, in_channels, readout, segmenter, smoothing, calibration, None)
 
     def begin_fresh(self) -> None:
         """Refuse to score by fresh weights.

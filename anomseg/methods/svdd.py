@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from anomseg.calibration.base import Calibration
 from anomseg.config import build
 from anomseg.errors import NotFittedError
-from anomseg.functional.area_rx import gaussian
 from anomseg.functional.descriptor_statistics import effective_rank, spread
+from anomseg.functional.smoothing import gaussian
 from anomseg.functional.svdd_scores import DescriptorScore
 from anomseg.functional.virtual_anomalies import PUBLISHED, VirtualAnomaly, apply_all
 from anomseg.methods.base import AnomalySegmenter

@@ -22,9 +22,9 @@ from anomseg.data.class_rule import ClassAsNormal
 from anomseg.data.image_split import NameSplit
 from anomseg.data.mask_rules import full_mask
 from anomseg.data.remote_sensing import RemoteSensingDataModule
-from anomseg.functional.area_rx import gaussian
 from anomseg.functional.score_curves import auroc
 from anomseg.functional.score_histogram import count_scores
+from anomseg.functional.smoothing import gaussian
 from anomseg.methods.normal_density import NormalDensity
 from anomseg.methods.svdd import SVDD
 from anomseg.methods.svdd_fit import ScoreRule

@@ -3,7 +3,7 @@ import torch
 
 from anomseg.data.defect_base import Surface
 from anomseg.data.defect_paints import Blur, ColourShift, Hole, PerlinTexture
-from anomseg.functional.area_rx import gaussian
+from anomseg.functional.smoothing import gaussian
 
 
 def generator(seed=0):

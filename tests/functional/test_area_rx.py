@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from anomseg.functional.area_filter import area_closing, area_opening
-from anomseg.functional.area_rx import area_filtered_rx, fuse_scores, gaussian, pca_local_rx, pca_rx
+from anomseg.functional.area_rx import area_filtered_rx, fuse_scores, pca_local_rx, pca_rx
 from anomseg.functional.rx import global_rx, local_rx
 from anomseg.functional.whitening import whitened_components
 
@@ -81,7 +81,7 @@ def test_area_filtered_rx__follows_its_formula():
     z = whitened_components(image, 4)[0]
     detail = (z - area_opening(z, 9)) - (area_closing(z, 9) - z)
     expected = (detail / detail.flatten(1).std(1)[:, None, None]).square().sum(0).sqrt()
-    torch.testing.assert_close(area_filtered_rx(image, 4, area=9, blur=0.0)[0], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(area_filtered_rx(image, 4, area=9, smoothing=0.0)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_area_filtered_rx__does_not_see_what_is_larger_than_the_area():
@@ -91,7 +91,7 @@ def test_area_filtered_rx__does_not_see_what_is_larger_than_the_area():
     inside[5:11, 5:11] = True
     contrasts = []
     for area in (37, 36):
-        score = area_filtered_rx(image, 1, area=area, blur=0.0)[0]
+        score = area_filtered_rx(image, 1, area=area, smoothing=0.0)[0]
         contrasts.append(float(score[inside].mean() / score[~inside].mean()))
     assert contrasts[0] > 20
     assert contrasts[1] < 4
@@ -108,7 +108,7 @@ def test_pca_rx__equals_global_rx_with_all_components():
 
 def test_pca_local_rx__equals_local_rx_with_all_components():
     image = scene()
-    torch.testing.assert_close(pca_local_rx(image, 6, 5, 11, 0.1, blur=0.0), local_rx(image, 5, 11, 0.1), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(pca_local_rx(image, 6, 5, 11, 0.1, smoothing=0.0), local_rx(image, 5, 11, 0.1), rtol=1e-3, atol=1e-3)
 
 
 def test_fuse_scores__sums_standard_scores_of_logarithms():
@@ -143,20 +143,6 @@ def test_fuse_scores__stays_finite_where_a_score_is_0():
     assert (fuse_scores((torch.zeros(1, 3, 3),)) == 0).all()
 
 
-def test_gaussian__equals_scipy_in_the_interior():
-    from scipy.ndimage import gaussian_filter
-
-    score = torch.rand(1, 20, 20, generator=torch.Generator().manual_seed(0))
-    expected = torch.from_numpy(gaussian_filter(score[0].double().numpy(), 1.2, radius=5)).float()
-    torch.testing.assert_close(gaussian(score, 1.2)[0, 6:-6, 6:-6], expected[6:-6, 6:-6], rtol=1e-4, atol=1e-5)
-
-
-def test_gaussian__keeps_a_constant_beside_borders_and_void():
-    valid = torch.ones(1, 9, 9, dtype=torch.bool)
-    valid[0, 4, 4:] = False
-    torch.testing.assert_close(gaussian(torch.full((1, 9, 9), 3.0), 1.0, valid), 3.0 * valid)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -164,7 +150,7 @@ def test_gaussian__keeps_a_constant_beside_borders_and_void():
         (lambda x: area_filtered_rx(x, area=-5), "at least 2 pixels"),
         (lambda x: area_filtered_rx(x, area=9.5), "whole pixel"),
         (lambda x: area_filtered_rx(x, components=0), "at least 1 component"),
-        (lambda x: area_filtered_rx(x, blur=-1.0), "blur of at least 0"),
+        (lambda x: area_filtered_rx(x, smoothing=-1.0), "smoothing of at least 0"),
         (lambda x: area_filtered_rx(x[0]), r"shape \(B, C, H, W\)"),
         (lambda x: pca_local_rx(x, outer=25), "outer <= 24"),
         (lambda x: pca_local_rx(x, inner=9, outer=9), "inner < outer"),
@@ -199,7 +185,7 @@ def test_detectors__reach_the_measured_auroc_on_real_scenes(real_data: Path):
     assert fused.min() >= 0.970
 
 
-@pytest.mark.parametrize("detect", [area_filtered_rx, pca_rx, lambda image: gaussian(image[:, 0], 1.5)])
+@pytest.mark.parametrize("detect", [area_filtered_rx, pca_rx])
 def test_detector__gives_the_same_under_autocast(detect):
     image = torch.rand(1, 8, 24, 25, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):

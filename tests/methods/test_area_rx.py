@@ -39,7 +39,7 @@ def test_method__fits_tests_predicts_and_loads(method, tmp_path):
 
 def test_area_rx__scores_as_its_function():
     image = scene()
-    assert torch.equal(AreaRX(3, 12, blur=0.0).score(image), area_filtered_rx(image, 3, 12, blur=0.0))
+    assert torch.equal(AreaRX(3, 12, smoothing=0.0).score(image), area_filtered_rx(image, 3, 12, smoothing=0.0))
 
 
 def test_area_rx__takes_square_metres():

@@ -10,11 +10,11 @@ from anomseg.data.change_pairs import PairFiles
 from anomseg.data.group_split import GroupSplit
 from anomseg.data.pair_transform import Binarise, GlobalShift
 from anomseg.data.synthetic_change import SyntheticChangeDataModule
-from anomseg.functional.area_rx import gaussian
 from anomseg.functional.change_vector import change_magnitude
 from anomseg.functional.irmad import irmad
 from anomseg.functional.score_curves import f1_max
 from anomseg.functional.score_histogram import count_scores
+from anomseg.functional.smoothing import gaussian
 from anomseg.methods.change_classical import IRMAD, ChangeVector
 
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from anomseg.checkpoint import load
 from anomseg.data.synthetic_driving import SyntheticDrivingDataModule
 from anomseg.errors import CheckpointError, NotFittedError
-from anomseg.functional.area_rx import gaussian
+from anomseg.functional.smoothing import gaussian
 from anomseg.methods.pebal import PEBAL
 from anomseg.methods.residual_pattern import RPL
 from anomseg.methods.segmenter import SegmentationReadout, Segmenter
@@ -162,7 +162,7 @@ def test_truth__may_have_a_channel_axis_and_any_integer_type(tmp_path, kind, dty
         torch.testing.assert_close(other, plain)
 
 
-def test_blur__lets_pixels_without_data_have_no_influence():
+def test_smoothing__lets_pixels_without_data_have_no_influence():
     torch.manual_seed(0)
     method = SegmentationReadout(3, net=TrainedModule(torch.nn.Conv2d(3, 3, 1)))
     method.setup("fit")
@@ -170,9 +170,9 @@ def test_blur__lets_pixels_without_data_have_no_influence():
     image[..., :12] = torch.nan
     with torch.no_grad():
         sharp = method.score_map(image)
-        method.blur = 2.0
-        blurred = method.score_map(image)
-    torch.testing.assert_close(blurred[..., 12:], gaussian(sharp[..., 12:], 2.0))
+        method.smoothing = 2.0
+        smoothed = method.score_map(image)
+    torch.testing.assert_close(smoothed[..., 12:], gaussian(sharp[..., 12:], 2.0))
 
 
 def test_methods__say_what_is_missing(trained):
