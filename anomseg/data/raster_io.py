@@ -110,6 +110,9 @@ def raster_of(dataset: Any, pixels: Any, path: Path, window: Window | None = Non
         image = (image / float(envi["reflectance_scale_factor"])).astype(np.float32)
     crs = pixels.crs.to_wkt() if pixels.crs else None
     transform = None if pixels.transform.is_identity else six(pixels.transform, window)
+    if transform is None and (dataset.gcps[0] or dataset.rpcs):
+        said = "is placed by ground control points or rational functions, which its maps cannot keep. Warp it first, such as by gdalwarp."
+        warnings.warn(f"'{path}' {said}", stacklevel=3)
     return Raster(image, valid, wavelength and tuple(wavelength[index] for index in kept), transform, crs)
 
 

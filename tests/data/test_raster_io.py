@@ -257,3 +257,17 @@ def test_read_mask_bands__tells_what_the_map_does_not_say(tmp_path):
         file.write_mask(np.array([[255, 255, 0]], np.uint8))
     assert read_mask_bands(path)[1].tolist() == [[True, True, False]]
     assert read_mask_bands(path, (0, 1, 1, 2))[1].tolist() == [[True, False]]
+
+
+def test_read_raster__says_that_a_place_by_control_points_is_lost(tmp_path):
+    from rasterio.control import GroundControlPoint
+
+    corners = [GroundControlPoint(row, column, 500000 + column, 4000000 - row) for row in (0, 9) for column in (0, 11)]
+    path = tmp_path / "placed.tif"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with rasterio.open(path, "w", driver="GTiff", width=12, height=10, count=1, dtype="uint8", gcps=corners, crs="EPSG:32618") as out:
+            out.write(np.ones((1, 10, 12), np.uint8))
+    with pytest.warns(UserWarning, match=r"placed\.tif.*gdalwarp"):
+        found = read_raster(path)
+    assert found.transform is None
