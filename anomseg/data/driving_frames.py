@@ -79,12 +79,14 @@ class DrivingFrame:
         truth: see `DrivingTruth`.
         size: (height, width) in pixels that the frame is scaled to; None keeps its own.
         overlay: what is added to the frame, see `DrivingLayout`, or None.
+        largest: stored value that becomes 1; None until it is measured.
     """
 
     image: FolderImage
     truth: DrivingTruth
     size: tuple[int, int] | None = None
     overlay: Path | None = None
+    largest: float | None = None
 
     def facts(self) -> SceneFacts:
         """Give what the checks of a data module need, without a look at the pixels."""
@@ -98,7 +100,7 @@ class DrivingFrame:
         """
         for path in self.image.files.bands:
             check_picture(path)
-        return replace(self, image=self.image.measured())
+        return replace(self, image=self.image.measured(), largest=self._largest())
 
     def counts(self, learnt: bool = False) -> bool:
         """Say whether the label file shows a pixel that counts, or one of a class to learn; reads that file alone."""
@@ -116,7 +118,7 @@ class DrivingFrame:
             SceneFormatError: a file is unreadable, or holds codes that the table does not know; the message lists them.
         """
         unlabelled = replace(self.image, files=replace(self.image.files, masks=()))()
-        image, ids = unlabelled.image / largest_value(grid_of(self.image.files.bands[0])[1]), self.ids()
+        image, ids = unlabelled.image / (self.largest or self._largest()), self.ids()
         if self.overlay is not None:
             image = (image + _overlay(self.overlay, (image.shape[-2], image.shape[-1])) / 255).clamp(0, 1)
         if self.size is not None:
@@ -127,6 +129,9 @@ class DrivingFrame:
             return Scene(self.image.name, image)
         mask, label = self.truth.read(ids)
         return Scene(self.image.name, image, mask, label=label)
+
+    def _largest(self) -> float:
+        return largest_value(grid_of(self.image.files.bands[0])[1])
 
 
 def _overlay(path: Path, size: tuple[int, int]) -> Tensor:

@@ -5,7 +5,9 @@ Every pixel draws a random key, and those with the smallest keys are kept. The s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -39,6 +41,17 @@ def draw_pixels(pixels: Tensor, size: int, generator: torch.Generator) -> PixelS
 def merge_samples(a: PixelSample, b: PixelSample, size: int) -> PixelSample:
     """Join the samples of two disjoint sets of pixels, each drawn with `size` and a generator of its own, to a sample of their union."""
     return _smallest(torch.cat([a.key, b.key]), torch.cat([a.pixels, b.pixels]), size)
+
+
+def add_pixels(found: PixelSample | None, pixels: Tensor, size: int, generator: torch.Generator) -> PixelSample:
+    """Draw from (N, C) further pixels, and join them to the sample of those before, None where there were none."""
+    new = draw_pixels(pixels, size, generator)
+    return new if found is None else merge_samples(found, new, size)
+
+
+def join_samples(parts: Iterable[PixelSample], size: int) -> PixelSample:
+    """Join the samples of several ranks, at least one; see `merge_samples`."""
+    return reduce(lambda a, b: merge_samples(a, b, size), parts)
 
 
 def _smallest(key: Tensor, pixels: Tensor, size: int) -> PixelSample:

@@ -14,7 +14,7 @@ from anomseg.errors import NotFittedError
 from anomseg.functional.descriptor_statistics import descriptor_moments
 from anomseg.functional.ledoit_wolf import FourthMoments, merge_moments
 from anomseg.functional.mixture import GaussianMixture, fit_mixture, mixture_energy
-from anomseg.functional.pixel_sample import PixelSample, draw_pixels, merge_samples
+from anomseg.functional.pixel_sample import PixelSample, add_pixels, join_samples
 from anomseg.functional.rx import mahalanobis
 from anomseg.functional.smoothing import gaussian
 from anomseg.methods.base import AnomalySegmenter
@@ -123,9 +123,8 @@ class NormalDensity(AnomalySegmenter):
         generator = torch.Generator().manual_seed(self.seed * 1009 + self.global_rank)
         found: PixelSample | None = None
         for batch in training_batches(self):
-            new = draw_pixels(self.inputs(batch["image"]).movedim(1, -1)[normal_pixels(batch)].cpu(), SAMPLE, generator)
-            found = new if found is None else merge_samples(found, new, SAMPLE)
+            found = add_pixels(found, self.inputs(batch["image"]).movedim(1, -1)[normal_pixels(batch)].cpu(), SAMPLE, generator)
         parts = [part for part in gathered_objects(found) if part is not None]
-        pixels = reduce(lambda a, b: merge_samples(a, b, SAMPLE), parts).pixels
+        pixels = join_samples(parts, SAMPLE).pixels
         mixture = fit_mixture(pixels, self.components, self.seed, iterations=40, tolerance=1e-2, ridge=1e-2)
         self.weight, self.mean, self.covariance = (t.to(self.device) for t in (mixture.weight, mixture.mean, mixture.covariance))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from functools import reduce
 from itertools import islice
 from typing import Any, Literal, cast
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from anomseg.calibration.base import Calibration
 from anomseg.config import build
 from anomseg.errors import NotFittedError
-from anomseg.functional.pixel_sample import PixelSample, draw_pixels, merge_samples
+from anomseg.functional.pixel_sample import PixelSample, add_pixels, join_samples
 from anomseg.functional.symmetries import check_views, mean_over_views
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.position_statistics import on_whole_images
@@ -282,10 +281,10 @@ class Reconstruction(AnomalySegmenter):
             generator, size = torch.Generator().manual_seed(self.seed * 1009 + self.global_rank), SAMPLE * self.fit_batches
             for batch in self._few_batches():
                 normal = normal_pixels(batch)
-                new = draw_pixels(self._terms(self._hidden(batch, normal), normal).movedim(1, -1)[normal].cpu(), size, generator)
-                found = new if found is None else merge_samples(found, new, size)
+                terms = self._terms(self._hidden(batch, normal), normal).movedim(1, -1)[normal]
+                found = add_pixels(found, terms.cpu(), size, generator)
             parts = [part for part in gathered_objects(found) if part is not None]
-            centre, scale = robust_spread(reduce(lambda a, b: merge_samples(a, b, size), parts).pixels)
+            centre, scale = robust_spread(join_samples(parts, size).pixels)
             self.term_centre, self.term_scale = centre.to(self.device), scale.to(self.device)
             if self.position is not None:
                 cast(Any, self.position).fit(self._normal_scores())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from anomseg.functional.descriptor_statistics import descriptor_moments, image_means, push_from_zero, spread
 from anomseg.functional.ledoit_wolf import FourthMoments, ledoit_wolf, merge_moments
-from anomseg.functional.pixel_sample import PixelSample, draw_pixels, merge_samples
+from anomseg.functional.pixel_sample import PixelSample, add_pixels, join_samples
 from anomseg.functional.rx import covariance, mahalanobis
 from anomseg.functional.score_histogram import count_scores
 from anomseg.functional.svdd import squared_distance
@@ -118,15 +118,14 @@ class _Gathered:
             boundary.update(distance.cpu(), torch.where(normal, NORMAL, IGNORE).cpu())
             four = tuple(_on_processor(descriptor_moments(x, keep)) for x in (z, inputs) for keep in (normal, data))
             parts.append((four, image_means(z, normal).cpu(), largest_distances(z, centre, normal).cpu()))
-            new = draw_pixels(z.movedim(1, -1)[normal].cpu(), KEPT_PIXELS, generator)
-            sample = new if sample is None else merge_samples(sample, new, KEPT_PIXELS)
+            sample = add_pixels(sample, z.movedim(1, -1)[normal].cpu(), KEPT_PIXELS, generator)
             if len(parts) == 64:  # bounded memory at any number of images
                 parts = [_joined(parts)]
         found = [part for part in gathered_objects((_joined(parts), sample) if parts else None) if part is not None]
         if not found:
             raise ValueError("Expected batches of training data, but there are none. Check the data module and limit_train_batches.")
         statistics, samples = zip(*found, strict=True)
-        pixels = reduce(lambda a, b: merge_samples(a, b, KEPT_PIXELS), samples).pixels
+        pixels = join_samples(samples, KEPT_PIXELS).pixels
         moments, means, largest = _joined(list(statistics))
         return cls(moments, means, largest, boundary.of_all_ranks(), pixels)
 

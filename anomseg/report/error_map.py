@@ -16,7 +16,7 @@ from torch import Tensor
 
 from anomseg.functional.confusion import ChangeFigures, change_figures, confusion
 from anomseg.report.file_names import file_of_scene
-from anomseg.report.pictures import LARGEST_SIDE, colour_bar, false_colour, save_figure
+from anomseg.report.pictures import LARGEST_SIDE, colour_bar, false_colour, save_figure, thinned
 from anomseg.sample import ANOMALY, NORMAL, finite_pixels, flat_truth, with_void
 
 if TYPE_CHECKING:
@@ -91,8 +91,7 @@ def change_panel(image: Tensor, mask: Tensor, score: Tensor, threshold: float = 
     figures = change_figures(confusion(score >= threshold, mask))
     step = max(1, math.ceil(max(mask.shape) / LARGEST_SIDE))
     small = (slice(None, None, step), slice(None, None, step))
-    beside = (score[known] - threshold).abs()
-    beside = beside[:: max(1, len(beside) // 1_000_000)]  # torch.quantile refuses more than 16 million values
+    beside = thinned((score[known] - threshold).abs())
     reach = max(float(beside.quantile(0.98)), 1e-9) if len(beside) else 1.0
     limits = {"cmap": "RdGy_r", "vmin": threshold - reach, "vmax": threshold + reach}
     shown: list[tuple[str, Tensor, dict[str, Any]]] = [

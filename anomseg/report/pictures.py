@@ -220,13 +220,17 @@ def picture_bands(count: int, wavelength: Sequence[float] | None) -> tuple[int, 
     return order[count * 5 // 6], order[count // 2], order[count // 6]
 
 
+def thinned(values: Tensor) -> Tensor:
+    """Keep every so many of (N,) values, at most two million: enough for a colour scale, and torch.quantile refuses 16 million."""
+    return values[:: max(1, len(values) // 1_000_000)]
+
+
 def _limits(values: Tensor) -> tuple[float, float]:
     """Give the 2 % and 98 % quantiles of the finite values; (0, 1) where there are none, one apart where they are constant."""
     kept = values[torch.isfinite(values)].double()
     if kept.numel() == 0:
         return 0.0, 1.0
-    kept = kept[:: max(1, kept.numel() // 1_000_000)]  # torch.quantile refuses more than 16 million values
-    low, high = torch.quantile(kept, torch.tensor(_QUANTILES, dtype=torch.float64)).tolist()
+    low, high = torch.quantile(thinned(kept), torch.tensor(_QUANTILES, dtype=torch.float64)).tolist()
     return (low, high) if high - low > 1e-12 * max(1.0, abs(low)) else (low - 0.5, low + 0.5)
 
 

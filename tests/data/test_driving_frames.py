@@ -94,6 +94,13 @@ def test_frame__of_16_bits_is_in_zero_to_one_too(tmp_path, size):
         torch.testing.assert_close(image, torch.from_numpy(stored.astype(np.float32) / 65535))
 
 
+def test_frame__reads_alike_before_and_after_it_is_measured(tmp_path):
+    save(tmp_path)
+    fresh, measured = frame(tmp_path), frame(tmp_path).measured()
+    assert (fresh.largest, measured.largest) == (None, 255.0)
+    assert torch.equal(fresh().image, measured().image)
+
+
 def test_frame__is_scaled_without_what_is_not_there(tmp_path):
     (tmp_path / "train").mkdir()
     with rasterio.open(tmp_path / "train" / "a.png", "w", driver="PNG", count=3, height=20, width=30, dtype="uint8", nodata=0) as file:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from anomseg.functional.pixel_sample import draw_pixels, merge_samples
+from anomseg.functional.pixel_sample import add_pixels, draw_pixels, join_samples, merge_samples
 
 
 def generator(seed=0):
@@ -44,3 +44,14 @@ def test_draw_pixels__gives_all_where_they_are_few():
 def test_draw_pixels__refuses_other_shapes():
     with pytest.raises(ValueError, match=r"shape \(N, C\)"):
         draw_pixels(torch.rand(2, 3, 4), 5, generator())
+
+
+def test_add_pixels__draws_and_joins_as_one_after_the_other():
+    first, second = torch.rand(30, 2), torch.rand(50, 2)
+    drawing = generator()
+    apart = [draw_pixels(part, 8, drawing) for part in (first, second)]
+    drawing = generator()
+    running = add_pixels(add_pixels(None, first, 8, drawing), second, 8, drawing)
+    for joined in (merge_samples(*apart, 8), join_samples(apart, 8)):
+        assert torch.equal(running.pixels, joined.pixels)
+        assert torch.equal(running.key, joined.key)

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 import anomseg.report.pictures as pictures
-from anomseg.report.pictures import NODATA_GREY, false_colour, heat_colours, save_panel, scene_panel
+from anomseg.report.pictures import NODATA_GREY, false_colour, heat_colours, save_panel, scene_panel, thinned
 
 
 def ramp(bands, size=(20, 30)):
@@ -184,3 +184,10 @@ def test_false_colour__of_another_images_scale_compares_with_it():
     assert torch.equal(false_colour(torch.zeros_like(image), scale_of=image), torch.zeros(20, 20, 3))
     with pytest.raises(ValueError, match="3 bands of the image"):
         false_colour(image, scale_of=image[:1])
+
+
+def test_thinned__keeps_few_values_all_and_many_at_equal_steps():
+    few = torch.rand(1000)
+    assert torch.equal(thinned(few), few)
+    many = torch.arange(5_000_000)
+    assert torch.equal(thinned(many), many[::5])
