@@ -19,7 +19,7 @@ quiet = dict(enable_progress_bar=False, enable_model_summary=False, logger=False
 strategy = "ddp" if devices > 1 else "auto"
 trainer = pl.Trainer(accelerator="cpu", devices=devices, strategy=strategy, max_epochs=1, default_root_dir=folder,
                      callbacks=[SceneWriter(folder + "/maps", pictures=False)], **quiet)
-data = SyntheticDataModule("multispectral", count=3, size=(40, 36), tile=16, overlap=4, batch_size=2)
+data = SyntheticDataModule("multispectral", count=3, size=(40, 36), tile=16, overlap=4, batch_size=2, train_on="normal")
 method = eval(sys.argv[3])
 trainer.fit(method, data)
 figures = {k: float(v) for k, v in trainer.callback_metrics.items()}
