@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from torch import Tensor
 
+Views = Literal[1, 4, 8]
 # Quarter turns, and whether the turned image is mirrored, too. The first four keep height and width.
 SYMMETRIES: tuple[tuple[int, bool], ...] = ((0, False), (0, True), (2, False), (2, True), (1, False), (1, True), (3, False), (3, True))
 

@@ -16,6 +16,7 @@ from anomseg.errors import NotFittedError
 from anomseg.exporting import is_exporting
 from anomseg.functional.change_vector import difference_gate, gated_logits, standardise_dates
 from anomseg.functional.score_curves import f1_max
+from anomseg.functional.symmetries import Views, check_views, mean_over_views
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.change_training import ChangeTraining, CollapseWatch, deep_loss, open_truth
 from anomseg.methods.svdd_inputs import channel_statistics
@@ -49,6 +50,8 @@ class ChangeSegmenter(AnomalySegmenter):
             below, its probability is scaled down (`difference_gate`). None for no gate: change need not show in the raw bands.
         gate_bands: the gate compares so many bands, the first ones; None for all.
         symmetric: score the mean of both orders of the dates, at twice the cost; else the given order alone.
+        views: score the mean over so many views of a pair, for scenes seen from above, which have no up and no sides: 1 for the pair as
+            it is, 4 for its mirror images, 8 for these turned by 90 degrees, too, at as many times the cost.
         standardise: bands by mean and deviation of the `training` pairs, or those of each date of each `image`, which takes out light.
         calibration: see `AnomalySegmenter`.
         optimisation: see `AnomalySegmenter`.
@@ -69,6 +72,7 @@ class ChangeSegmenter(AnomalySegmenter):
         gate: float | None,
         gate_bands: int | None,
         symmetric: bool,
+        views: Views,
         standardise: Standardise,
         calibration: Calibration | None,
         optimisation: Optimisation | None,
@@ -81,7 +85,8 @@ class ChangeSegmenter(AnomalySegmenter):
             )
         if gate_bands is not None and not 1 <= gate_bands <= in_channels:
             raise ValueError(f"Expected gate_bands of 1 to {in_channels}, the bands of a date, or None for all, but got {gate_bands}.")
-        self.in_channels, self.symmetric, self.standardise = in_channels, symmetric, standardise
+        check_views(views)
+        self.in_channels, self.symmetric, self.views, self.standardise = in_channels, symmetric, views, standardise
         self.gate, self.gate_bands = gate, gate_bands
         self.recipe: ChangeTraining = build(recipe, ChangeTraining) or ChangeTraining()
         self.register_buffer("mean", torch.zeros(in_channels))
@@ -138,10 +143,12 @@ class ChangeSegmenter(AnomalySegmenter):
         if not is_exporting() and not bool(self.std.any()):
             raise NotFittedError("Expected a trained network, but it holds no statistics of the bands. Call `trainer.fit` first.")
         dates, gate = self._inputs(image)
-        logits = self.net(dates[:, 0], dates[:, 1]).logits.float()
-        if self.symmetric:
-            logits = (logits + self.net(dates[:, 1], dates[:, 0]).logits.float()) / 2
+        logits = mean_over_views(self._logits, dates, views=self.views)
         return logits if gate is None else gated_logits(logits, gate)
+
+    def _logits(self, dates: Tensor) -> Tensor:
+        logits: Tensor = self.net(dates[:, 0], dates[:, 1]).logits.float()
+        return (logits + self.net(dates[:, 1], dates[:, 0]).logits.float()) / 2 if self.symmetric else logits
 
     @torch.no_grad()
     def change_map(self, image: Tensor) -> Tensor:
@@ -202,6 +209,7 @@ class ChangeMamba(ChangeSegmenter):
         gate: see `ChangeSegmenter`.
         gate_bands: see `ChangeSegmenter`.
         symmetric: see `ChangeSegmenter`.
+        views: see `ChangeSegmenter`.
         standardise: see `ChangeSegmenter`.
         calibration: see `AnomalySegmenter`.
         optimisation: see `AnomalySegmenter`; AdamW with warm-up by default.
@@ -217,11 +225,12 @@ class ChangeMamba(ChangeSegmenter):
         gate: float | None = None,
         gate_bands: int | None = None,
         symmetric: bool = True,
+        views: Views = 1,
         standardise: Standardise = "training",
         calibration: Calibration | None = None,
         optimisation: Optimisation | None = None,
     ) -> None:
-        super().__init__(in_channels, recipe, gate, gate_bands, symmetric, standardise, calibration, optimisation)
+        super().__init__(in_channels, recipe, gate, gate_bands, symmetric, views, standardise, calibration, optimisation)
         if isinstance(spec, str) and spec not in PRESETS:
             raise ValueError(f"Expected a preset of {', '.join(PRESETS)} or a ChangeMambaSpec, but got {spec!r}.")
         self.spec: ChangeMambaSpec | Preset = build(spec, ChangeMambaSpec)
@@ -243,6 +252,7 @@ class SiameseUNet(ChangeSegmenter):
         gate: see `ChangeSegmenter`.
         gate_bands: see `ChangeSegmenter`.
         symmetric: see `ChangeSegmenter`.
+        views: see `ChangeSegmenter`.
         standardise: see `ChangeSegmenter`.
         calibration: see `AnomalySegmenter`.
         optimisation: see `AnomalySegmenter`; AdamW with warm-up by default.
@@ -258,11 +268,12 @@ class SiameseUNet(ChangeSegmenter):
         gate: float | None = None,
         gate_bands: int | None = None,
         symmetric: bool = True,
+        views: Views = 1,
         standardise: Standardise = "training",
         calibration: Calibration | None = None,
         optimisation: Optimisation | None = None,
     ) -> None:
-        super().__init__(in_channels, recipe, gate, gate_bands, symmetric, standardise, calibration, optimisation)
+        super().__init__(in_channels, recipe, gate, gate_bands, symmetric, views, standardise, calibration, optimisation)
         self.spec: SiameseUNetSpec = build(spec, SiameseUNetSpec) or SiameseUNetSpec()
         self.network = SiameseConvUNet(in_channels, self.spec)
 

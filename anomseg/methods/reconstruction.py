@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from anomseg.calibration.base import Calibration
 from anomseg.config import build
 from anomseg.errors import NotFittedError
 from anomseg.functional.pixel_sample import PixelSample, add_pixels, join_samples
-from anomseg.functional.symmetries import check_views, mean_over_views
+from anomseg.functional.symmetries import Views, check_views, mean_over_views
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.position_statistics import on_whole_images
 from anomseg.methods.reconstruction_inputs import ReconstructionInputs, channel_moments
@@ -79,7 +79,7 @@ class Reconstruction(AnomalySegmenter):
         reach: float | None = None,
         ema: float | None = None,
         position: nn.Module | None = None,
-        views: Literal[1, 4, 8] = 1,
+        views: Views = 1,
         fit_batches: int = 32,
         seed: int = 0,
         calibration: Calibration | None = None,

@@ -73,6 +73,7 @@ METHODS: dict[str, Callable[[], AnomalySegmenter]] = {
     "mamba_tiny_gate_registered": lambda: ChangeMamba(**registered(spec="tiny", gate=1.0)),
     "unet_registered": lambda: SiameseUNet(**registered(spec=EARLY)),
     "siamese_registered": lambda: SiameseUNet(**registered(spec=replace(EARLY, fusion="both"))),
+    "mamba_tiny_detail_gate_registered": lambda: ChangeMamba(**registered(spec=replace(TINY, head="detail"), gate=1.0)),
     "mamba_tiny_detail_registered": lambda: ChangeMamba(**registered(spec=replace(TINY, head="detail"))),
     "mamba_tiny_focal_gate": lambda: ChangeMamba(**learnt(spec="tiny", gate=1.0, recipe=ChangeTraining())),
 }
@@ -172,13 +173,29 @@ def f1(flagged: torch.Tensor, truth: torch.Tensor) -> float:
     return float(2 * (flagged & (truth == 1)).sum() / (flagged.sum() + (truth == 1).sum()).clamp_min(1))
 
 
-def measure(name: str, group: str, options: argparse.Namespace) -> dict[str, Any]:
+def called(name: str, views: int) -> str:
+    return name if views == 1 else f"{name}_views{views}"
+
+
+def measure(name: str, group: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Train once, and judge by the mean of each number of views."""
     data, make = pairs(group, options, name.endswith("_registered")), METHODS_AND_AXES[name]
     begun = time.process_time()
     learns = isinstance(make(), ChangeSegmenter)
     method, steps = taught(make, data, options) if learns else (make(), 0)
-    trained = time.process_time() - begun
+    facts = {"group": group, "seed": options.seed, "steps": steps, "cpu_seconds": round(time.process_time() - begun, 1)}
+    torch.save(method.state_dict(), options.output / f"{name}_{group}_{options.seed}.pt")
     method.eval()
+    if not isinstance(method, ChangeSegmenter):
+        return [{"method": name, **facts, **judged(method, data)}]
+    results = []
+    for views in options.views:
+        method.views = views
+        results.append({"method": called(name, views), **facts, **judged(method, data)})
+    return results
+
+
+def judged(method: AnomalySegmenter, data: ChangeDataModule) -> dict[str, Any]:
     data.setup("fit")
     val_f1, threshold = f1_max(counts(scored(method, data.val_dataloader())))
     data.setup("test")
@@ -186,11 +203,6 @@ def measure(name: str, group: str, options: argparse.Namespace) -> dict[str, Any
     held = counts(test)
     wrong = [(int((s < threshold)[t == 1].sum()), int((s >= threshold)[t != 1].sum()), name) for s, t, name in test]
     return {
-        "method": name,
-        "group": group,
-        "seed": options.seed,
-        "steps": steps,
-        "cpu_seconds": round(trained, 1),
         "parameters": sum(p.numel() for p in method.parameters()),
         "val_f1": float(val_f1),
         "f1": f1(torch.cat([s for s, _, _ in test]) >= threshold, torch.cat([t for _, t, _ in test])),
@@ -233,6 +245,7 @@ def main() -> None:
     parser.add_argument("--crops", type=int, default=4)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--shift", type=int, default=0, help="most pixels of global registration; 0 for none, which the gate needs")
+    parser.add_argument("--views", type=int, nargs="+", default=[1], help="judge the mean of so many views, each number in turn")
     parser.add_argument("--accelerator", default="cpu")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -240,13 +253,13 @@ def main() -> None:
     for seed in options.seeds:
         for group in options.groups:
             for name in names:
-                path = options.output / f"{name}_{group}_{seed}.json"
-                if path.exists():
+                paths = [options.output / f"{called(name, views)}_{group}_{seed}.json" for views in options.views]
+                if all(path.exists() for path in paths):
                     continue
                 options.seed = seed
-                result = measure(name, group, options)
-                path.write_text(json.dumps(result, indent=1))
-                print(json.dumps(result), flush=True)
+                for result in measure(name, group, options):
+                    (options.output / f"{result['method']}_{group}_{seed}.json").write_text(json.dumps(result, indent=1))
+                    print(json.dumps(result), flush=True)
     print(table(options.output))
 
 

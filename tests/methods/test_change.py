@@ -5,6 +5,7 @@ import torch
 from anomseg.checkpoint import load
 from anomseg.data.synthetic_change import SyntheticChangeDataModule
 from anomseg.errors import NotFittedError
+from anomseg.functional.symmetries import SYMMETRIES, undo_view, view_of
 from anomseg.methods.change import ChangeMamba, SiameseUNet
 from anomseg.methods.change_training import ChangeTraining
 from anomseg.metrics.change import BoundaryF1
@@ -130,6 +131,23 @@ def test_score__does_not_see_the_order_of_the_dates(make):
     method = ready(make, gate=0.5)
     assert (method.score(image) - method.score(image.flip(1))).abs().max() < 1e-5
     assert not torch.allclose(ready(make, symmetric=False).score(image), ready(make, symmetric=False).score(image.flip(1)))
+
+
+@pytest.mark.parametrize("views", [4, 8])
+@pytest.mark.parametrize("make", [mamba, unet])
+def test_views__make_the_score_move_with_the_pair(make, views):
+    image = pairs()
+    found = ready(make, views=views, gate=0.5).score(image)
+    for symmetry in SYMMETRIES[:views]:
+        turned = undo_view(ready(make, views=views, gate=0.5).score(view_of(image, *symmetry)), *symmetry)
+        assert (turned - found).abs().max() < 1e-4
+    alone = ready(make).score(image)
+    assert not torch.allclose(undo_view(ready(make).score(view_of(image, *SYMMETRIES[1])), *SYMMETRIES[1]), alone, atol=1e-3)
+
+
+def test_views__of_another_number_are_refused():
+    with pytest.raises(ValueError, match="1 view, 4"):
+        unet(views=2)
 
 
 @pytest.mark.parametrize("size", [(17, 31), (1, 5)])
