@@ -2,8 +2,8 @@
 
 Every sixth pair of the other groups validates and gives the threshold; nothing is chosen on the group that tests. Networks train for
 `--steps` steps, or fewer where these would exceed `--minutes` of one core's time. Each result is a JSON file in the output folder, and
-is not measured again: use one folder for each `--shift`. Nets called "registered" see the template as read and, as a second band, moved
-onto the test; they need a shift. ANOMSEG_DATA names the folder with change/deeppcb.
+is not measured again: use one folder for each `--shift`, `--crop` and `--lr`. Nets called "registered" see the template as read and, as
+a second band, moved onto the test; they need a shift. ANOMSEG_DATA names the folder with change/deeppcb.
 """
 
 import argparse
@@ -141,6 +141,12 @@ class StepTimes(pl.Callback):
         return max(median(b - a for a, b in pairwise(self.ends[1:])), 1e-3)
 
 
+def at_rate(make: Callable[[], AnomalySegmenter], rate: float) -> AnomalySegmenter:
+    method = make()
+    method.optimisation = replace(method.optimisation, lr=rate)
+    return method
+
+
 def taught(make: Callable[[], AnomalySegmenter], data: ChangeDataModule, options: argparse.Namespace) -> tuple[AnomalySegmenter, int]:
     """Train for as many steps as the budget of minutes allows, which a few steps of a net that is thrown away tell."""
     common = {"limit_val_batches": 0, "gradient_clip_val": 1.0, "accelerator": options.accelerator}
@@ -182,6 +188,8 @@ def measure(name: str, group: str, options: argparse.Namespace) -> list[dict[str
     data, make = pairs(group, options, name.endswith("_registered")), METHODS_AND_AXES[name]
     begun = time.process_time()
     learns = isinstance(make(), ChangeSegmenter)
+    if learns:
+        make = partial(at_rate, make, options.lr)
     method, steps = taught(make, data, options) if learns else (make(), 0)
     facts = {"group": group, "seed": options.seed, "steps": steps, "cpu_seconds": round(time.process_time() - begun, 1)}
     torch.save(method.state_dict(), options.output / f"{name}_{group}_{options.seed}.pt")
@@ -241,6 +249,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=1100)
     parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--crop", type=int, default=320)
     parser.add_argument("--crops", type=int, default=4)
     parser.add_argument("--batch", type=int, default=4)
