@@ -16,7 +16,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -141,13 +141,13 @@ class StepTimes(pl.Callback):
         return max(median(b - a for a, b in pairwise(self.ends[1:])), 1e-3)
 
 
-def at_rate(make: Callable[[], AnomalySegmenter], rate: float) -> AnomalySegmenter:
-    method = make()
+def at_rate(make: Callable[[], AnomalySegmenter], rate: float) -> ChangeSegmenter:
+    method = cast(ChangeSegmenter, make())
     method.optimisation = replace(method.optimisation, lr=rate)
     return method
 
 
-def taught(make: Callable[[], AnomalySegmenter], data: ChangeDataModule, options: argparse.Namespace) -> tuple[AnomalySegmenter, int]:
+def taught(make: Callable[[], ChangeSegmenter], data: ChangeDataModule, options: argparse.Namespace) -> tuple[ChangeSegmenter, int]:
     """Train for as many steps as the budget of minutes allows, which a few steps of a net that is thrown away tell."""
     common = {"limit_val_batches": 0, "gradient_clip_val": 1.0, "accelerator": options.accelerator}
     pl.seed_everything(options.seed, verbose=False)
@@ -183,19 +183,22 @@ def called(name: str, views: int) -> str:
     return name if views == 1 else f"{name}_views{views}"
 
 
+def result_file(name: str, group: str, options: argparse.Namespace) -> Path:
+    return cast(Path, options.output / f"{name}_{group}_{options.seed}.json")
+
+
 def measure(name: str, group: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train once, and judge by the mean of each number of views."""
+    """Train once, and judge by the mean of each number of views; a detector that learns nothing is judged as it is."""
     data, make = pairs(group, options, name.endswith("_registered")), METHODS_AND_AXES[name]
+    facts = {"group": group, "seed": options.seed}
+    untaught = make()
+    if not isinstance(untaught, ChangeSegmenter):
+        return [{"method": name, **facts, "steps": 0, "cpu_seconds": 0.0, **judged(untaught.eval(), data)}]
     begun = time.process_time()
-    learns = isinstance(make(), ChangeSegmenter)
-    if learns:
-        make = partial(at_rate, make, options.lr)
-    method, steps = taught(make, data, options) if learns else (make(), 0)
-    facts = {"group": group, "seed": options.seed, "steps": steps, "cpu_seconds": round(time.process_time() - begun, 1)}
-    torch.save(method.state_dict(), options.output / f"{name}_{group}_{options.seed}.pt")
+    method, steps = taught(partial(at_rate, make, options.lr), data, options)
+    facts |= {"steps": steps, "cpu_seconds": round(time.process_time() - begun, 1)}
+    torch.save(method.state_dict(), result_file(name, group, options).with_suffix(".pt"))
     method.eval()
-    if not isinstance(method, ChangeSegmenter):
-        return [{"method": name, **facts, **judged(method, data)}]
     results = []
     for views in options.views:
         method.views = views
@@ -262,12 +265,11 @@ def main() -> None:
     for seed in options.seeds:
         for group in options.groups:
             for name in names:
-                paths = [options.output / f"{called(name, views)}_{group}_{seed}.json" for views in options.views]
-                if all(path.exists() for path in paths):
-                    continue
                 options.seed = seed
+                if all(result_file(called(name, views), group, options).exists() for views in options.views):
+                    continue
                 for result in measure(name, group, options):
-                    (options.output / f"{result['method']}_{group}_{seed}.json").write_text(json.dumps(result, indent=1))
+                    result_file(result["method"], group, options).write_text(json.dumps(result, indent=1))
                     print(json.dumps(result), flush=True)
     print(table(options.output))
 

@@ -136,13 +136,13 @@ def test_score__does_not_see_the_order_of_the_dates(make):
 @pytest.mark.parametrize("views", [4, 8])
 @pytest.mark.parametrize("make", [mamba, unet])
 def test_views__make_the_score_move_with_the_pair(make, views):
-    image = pairs()
-    found = ready(make, views=views, gate=0.5).score(image)
+    image, method, single = pairs(), ready(make, views=views, gate=0.5), ready(make)
+    found = method.score(image)
     for symmetry in SYMMETRIES[:views]:
-        turned = undo_view(ready(make, views=views, gate=0.5).score(view_of(image, *symmetry)), *symmetry)
+        turned = undo_view(method.score(view_of(image, *symmetry)), *symmetry)
         assert (turned - found).abs().max() < 1e-4
-    alone = ready(make).score(image)
-    assert not torch.allclose(undo_view(ready(make).score(view_of(image, *SYMMETRIES[1])), *SYMMETRIES[1]), alone, atol=1e-3)
+    alone = single.score(image)
+    assert not torch.allclose(undo_view(single.score(view_of(image, *SYMMETRIES[1])), *SYMMETRIES[1]), alone, atol=1e-3)
 
 
 def test_views__of_another_number_are_refused():
