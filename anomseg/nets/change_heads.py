@@ -79,32 +79,33 @@ class ShuffleHead(nn.Module):
 
 
 class DetailHead(nn.Module):
-    """Join what the map says about each pixel of a block with that pixel's raw bands, and decide at full resolution.
+    """Weigh each pixel's raw bands by what the map says about it, and decide at full resolution.
 
     A coarse map cannot carry every pixel of its block; the dates themselves are at hand, so the map need only say what to make of them.
-    Each pixel gets a few numbers from the map pixel that stands for it (as in `ShuffleHead`), next to both dates and |after - before|.
+    Each pixel gets a few numbers from the map pixel that stands for it (as in `ShuffleHead`), which multiply as many features of both
+    dates and |after - before| around it: change is what differs here *and* lies where the map expects it.
 
     Args:
         channels: C of the map.
         stride: side of the block in pixels.
         bands: of a date.
         norm: see `MapNorm`.
-        detail: numbers that the map gives for each pixel, and hidden channels at full resolution.
+        detail: numbers that the map gives for each pixel, and features of its bands.
     """
 
-    def __init__(self, channels: int, stride: int, bands: int, norm: MapNorm = "batch", detail: int = 4) -> None:
+    def __init__(self, channels: int, stride: int, bands: int, norm: MapNorm = "batch", detail: int = 8) -> None:
         super().__init__()
         self.mix = ConvUnit(channels, channels, 3, norm)
         self.spread = nn.Conv2d(channels, detail * stride * stride, 1)
-        self.join = nn.Conv2d(detail + 3 * bands, 2 * detail, 3, padding=1)
-        self.last = nn.Conv2d(2 * detail, 1, 1)
+        self.see = nn.Conv2d(3 * bands, detail, 3, padding=1)
+        self.last = nn.Conv2d(detail, 1, 1)
         self.stride = stride
 
     def forward(self, x: Tensor, before: Tensor, after: Tensor) -> Tensor:
         """Return (B, 1, H, W) from the map (B, C, H / stride, W / stride) and both dates (B, bands, H, W)."""
         said = F.pixel_shuffle(self.spread(self.mix(x)), self.stride)
-        seen = torch.cat([said, before, after, (after - before).abs()], 1)
-        return cast(Tensor, self.last(F.relu(self.join(seen))))
+        seen = F.relu(self.see(torch.cat([before, after, (after - before).abs()], 1)))
+        return cast(Tensor, self.last(said * seen))
 
 
 def set_biases(layers: Iterable[nn.Module], share: float) -> None:

@@ -53,8 +53,8 @@ class ChangeMambaSpec:
         stem_stride: pixels of the image along one of the first stage, fine or not.
         stem_shared: one stem for both dates.
         stem_difference: the stems see |after - before|, too.
-        head: `upsample` in steps with convolutions, `shuffle` of one logit for each pixel of a block, or `detail`, which joins the map
-            with the raw bands at full resolution.
+        head: `upsample` in steps with convolutions, `shuffle` of one logit for each pixel of a block, or `detail`, which weighs the
+            raw bands by the map at full resolution.
         scan_ratio: channels inside a scan for each channel of its map.
         state: numbers that a scan's channel remembers.
         mlp_ratio: hidden channels of an MLP for each of its map.

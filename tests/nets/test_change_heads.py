@@ -27,8 +27,23 @@ def test_detail_head__gives_a_pixel_what_the_map_says_of_it_and_its_own_bands():
     changed[..., 5, 6] += 1.0
     moved = (head(x, before, changed) - plain)[0, 0].abs() > 0
     assert moved.any()
-    moved[4:7, 5:8] = False  # a 3 x 3 convolution joins, so one pixel reaches no further than its neighbours
+    moved[4:7, 5:8] = False  # features of the bands are 3 x 3, so one pixel reaches no further than its neighbours
     assert not moved.any()
+
+
+def test_detail_head__can_be_the_and_of_a_difference_and_a_place():
+    head = DetailHead(1, 2, 1, "none", detail=1)
+    for layer in (head.see, head.last, head.spread):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        head.see.weight[0, 2, 1, 1] = 1.0  # |after - before| of the pixel itself
+        head.last.weight.fill_(1.0)
+        head.spread.bias[:] = torch.tensor([1.0, 0.0, 0.0, 0.0])  # the map expects change in one corner of each block
+    before, after = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
+    after[..., :2] = 0.0
+    found = head(torch.randn(1, 1, 2, 2), before, after)[0, 0]
+    assert found.nonzero().tolist() == [[0, 2], [2, 2]]
 
 
 def test_set_biases__starts_at_the_share():
