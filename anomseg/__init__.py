@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from anomseg.data.outlier_paste import OutlierPaste
     from anomseg.data.outlier_sources import MaskedObjects, RGBACutouts, SyntheticOutliers, TextureCrops
     from anomseg.data.pair_augment import GainOffset, PairAugmentation
-    from anomseg.data.pair_transform import Binarise, GlobalShift
+    from anomseg.data.pair_transform import Binarise, GlobalShift, LocalShift
     from anomseg.data.read_scene import read_scene
     from anomseg.data.remote_sensing import RemoteSensingDataModule
     from anomseg.data.sampler import UnpaddedSampler
@@ -215,6 +215,7 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "IndustrialDataModule",
     "IndustrialLayout",
     "IndustrialSet",
+    "LocalShift",
     "MaskedObjects",
     "MaskedPrediction",
     "MaxLogit",

@@ -157,6 +157,7 @@ TABLE: tuple[Entry, ...] = (
     ),
     Entry("Binarise", "anomseg.data.pair_transform", "augmentation", "both dates of a pair to 0 and 1"),
     Entry("GlobalShift", "anomseg.data.pair_transform", "augmentation", "one date moved by whole pixels onto the other"),
+    Entry("LocalShift", "anomseg.data.pair_transform", "augmentation", "and each place of it by a few pixels of its own"),
     Entry("PairFiles", "anomseg.data.change_folders", "layout", "the files of one pair: two dates and their truth"),
     Entry("ChangeLayout", "anomseg.data.change_folders", "layout", "where pairs and masks of change lie in a folder"),
     Entry("DrivingLayout", "anomseg.data.driving_layouts", "layout", "where frames and labels lie, and what their codes mean"),

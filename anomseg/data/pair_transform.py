@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from anomseg.functional.registration import global_shift, shifted
+from anomseg.functional.registration import global_shift, local_shift, moved_by, shifted
 
 Moved = Literal["before", "after"]
 
@@ -64,19 +64,57 @@ class GlobalShift(PairTransform):
     keep: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_shift < 1 or self.moved not in get_args(Moved) or self.border not in ("edge", "nodata"):
-            raise ValueError(
-                "Expected max_shift >= 1, moved 'before' or 'after' and border 'edge' or 'nodata', "
-                f"but got {self.max_shift}, {self.moved!r} and {self.border!r}."
-            )
+        _check_shift(self)
 
     def __call__(self, pair: Tensor) -> Tensor:
         """Change a pair; see the base class."""
         first, second = pair if self.moved == "before" else pair.flip(0)
-        shift, _ = global_shift(first, second, min(self.max_shift, min(pair.shape[-2:]) - 1))
-        if shift == (0, 0):
+        dates = (self._laid(first, second), second)
+        if dates[0] is first:
             return torch.cat([pair, pair], 1) if self.keep else pair
-        dates = (shifted(first, shift, self.border), second)
         stacked = torch.stack(dates if self.moved == "before" else dates[::-1])
         stacked = torch.cat([pair, stacked], 1) if self.keep else stacked
         return torch.where(torch.isfinite(stacked).all(dim=(0, 1)), stacked, torch.nan)
+
+    def _laid(self, first: Tensor, second: Tensor) -> Tensor:
+        """Give the first date where it lies on the second, and itself where it does already."""
+        return _near(self, first, second)
+
+
+@dataclass(frozen=True)
+class LocalShift(GlobalShift):
+    """Move one date as `GlobalShift` does, and then each place of it by a few pixels of its own.
+
+    For boards that bent or shrank, scans, and roofs that lean: see `anomseg.functional.registration.local_shift`. Values stay as they are.
+
+    Attributes:
+        reach: most pixels along each axis by which a place moves beside the rest, at least 1; the time grows with its square.
+        window: side in pixels of the windows that are compared, at least 3 and much larger than what may have changed.
+    """
+
+    reach: int = 4
+    window: int = 48
+
+    def __post_init__(self) -> None:
+        _check_shift(self)
+        if self.reach < 1 or self.window < 3:
+            raise ValueError(f"Expected reach >= 1 and window >= 3 pixels, but got {self.reach} and {self.window}.")
+
+    def _laid(self, first: Tensor, second: Tensor) -> Tensor:
+        near = _near(self, first, second)
+        field = local_shift(near, second, min(self.reach, min(first.shape[-2:]) - 1), self.window)
+        return moved_by(near, field, self.border) if bool(field.any()) else near
+
+
+def _check_shift(options: GlobalShift) -> None:
+    if options.max_shift < 1 or options.moved not in get_args(Moved) or options.border not in ("edge", "nodata"):
+        raise ValueError(
+            "Expected max_shift >= 1, moved 'before' or 'after' and border 'edge' or 'nodata', "
+            f"but got {options.max_shift}, {options.moved!r} and {options.border!r}."
+        )
+
+
+def _near(options: GlobalShift, first: Tensor, second: Tensor) -> Tensor:
+    """Move a date as a whole, or give it itself where it need not move."""
+    shift, _ = global_shift(first, second, min(options.max_shift, min(first.shape[-2:]) - 1))
+    return first if shift == (0, 0) else shifted(first, shift, options.border)

@@ -2,8 +2,8 @@
 
 Every sixth pair of the other groups validates and gives the threshold; nothing is chosen on the group that tests. Networks train for
 `--steps` steps, or fewer where these would exceed `--minutes` of one core's time. Each result is a JSON file in the output folder, and
-is not measured again: use one folder for each `--shift`, `--crop` and `--lr`. Nets called "registered" see the template as read and, as
-a second band, moved onto the test; they need a shift. ANOMSEG_DATA names the folder with change/deeppcb.
+is not measured again: use one folder for each `--shift`, `--reach`, `--crop` and `--lr`. Nets called "registered" see the template as
+read and, as a second band, moved onto the test; they need a shift. ANOMSEG_DATA names the folder with change/deeppcb.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from anomseg.data.augment import FlipRotate
 from anomseg.data.change import ChangeDataModule
 from anomseg.data.image_split import NameSplit
 from anomseg.data.pair_augment import PairAugmentation
-from anomseg.data.pair_transform import Binarise, GlobalShift
+from anomseg.data.pair_transform import Binarise, GlobalShift, LocalShift, PairTransform
 from anomseg.functional.score_curves import auroc, average_precision, f1_max
 from anomseg.functional.score_histogram import count_scores
 from anomseg.methods.base import AnomalySegmenter
@@ -108,11 +108,16 @@ def pairs(group: str, options: argparse.Namespace, register: bool) -> ChangeData
     rest = [name for name in names if not name.startswith(group)]
     val = rest[::6]
     split = NameSplit(tuple(n for n in rest if n not in val), tuple(val), tuple(n for n in names if n.startswith(group)))
+    prepare: list[PairTransform] = [Binarise()]
+    if options.reach:
+        prepare.append(LocalShift(options.shift, keep=register, reach=options.reach))
+    elif options.shift:
+        prepare.append(GlobalShift(options.shift, keep=register))
     return ChangeDataModule(
         root,
         "deeppcb",
         split=split,
-        prepare=[Binarise(), *([GlobalShift(options.shift, keep=register)] if options.shift else [])],
+        prepare=prepare,
         augment=PairAugmentation(FlipRotate()),
         crops=options.crops,
         tile=options.crop,
@@ -257,6 +262,7 @@ def main() -> None:
     parser.add_argument("--crops", type=int, default=4)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--shift", type=int, default=0, help="most pixels of global registration; 0 for none, which the gate needs")
+    parser.add_argument("--reach", type=int, default=0, help="pixels that each place moves by beside that; 0 for global registration alone")
     parser.add_argument("--views", type=int, nargs="+", default=[1], help="judge the mean of so many views, each number in turn")
     parser.add_argument("--accelerator", default="cpu")
     options = parser.parse_args()

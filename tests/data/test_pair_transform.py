@@ -3,8 +3,8 @@ import pickle
 import pytest
 import torch
 
-from anomseg.data.pair_transform import Binarise, GlobalShift
-from anomseg.functional.registration import shifted
+from anomseg.data.pair_transform import Binarise, GlobalShift, LocalShift
+from anomseg.functional.registration import moved_by, shifted
 
 
 def board(size=(50, 60)):
@@ -61,7 +61,7 @@ def test_global_shift__moves_within_its_range_only():
 
 
 def test_pair_transforms__pickle_and_compare_by_value():
-    for transform in (Binarise(3.0), GlobalShift(5, "after")):
+    for transform in (Binarise(3.0), GlobalShift(5, "after"), LocalShift(5, "after", reach=2)):
         assert pickle.loads(pickle.dumps(transform)) == transform
         assert hash(pickle.loads(pickle.dumps(transform))) == hash(transform)
 
@@ -71,3 +71,46 @@ def test_global_shift__says_what_is_wrong():
         GlobalShift(0)
     with pytest.raises(ValueError, match="'both'"):
         GlobalShift(3, "both")
+
+
+def bent(size=(120, 150)):
+    """A board and the same bent: its right half lies two pixels lower."""
+    flat = board(size)
+    field = torch.zeros(2, *size, dtype=torch.int64)
+    field[0, :, size[1] // 2 :] = 2
+    return flat, moved_by(flat, field)
+
+
+@pytest.mark.parametrize("moved", ["before", "after"])
+def test_local_shift__lays_a_bent_date_onto_the_other_where_one_shift_cannot(moved):
+    flat, other = bent()
+    before, after = (shifted(flat, (-3, 5)), other) if moved == "before" else (other, shifted(flat, (-3, 5)))
+    pair = torch.stack([before, after])
+    wrong = {}
+    for shift in (GlobalShift(8, moved), LocalShift(8, moved, reach=3, window=24)):
+        out = shift(pair)
+        still = 1 if moved == "before" else 0
+        assert torch.equal(out[still], pair[still])
+        wrong[type(shift)] = float((out[0] != out[1])[..., 10:-10, 10:-10].float().mean())
+    assert wrong[LocalShift] < 0.1 < 0.2 < wrong[GlobalShift]
+
+
+def test_local_shift__keeps_what_was_read_and_marks_what_comes_in():
+    flat, other = bent()
+    pair = torch.stack([flat, other])
+    kept = LocalShift(8, keep=True, window=24)(pair)
+    assert torch.equal(kept[:, :1], pair)
+    assert torch.equal(kept[:, 1:], LocalShift(8, window=24)(pair))
+    lost = torch.isnan(LocalShift(8, border="nodata", keep=True, window=24)(pair))
+    assert bool(lost.any())
+    assert bool((lost == lost[:1, :1]).all())
+    assert torch.equal(LocalShift(8, keep=True)(torch.stack([flat, flat])), torch.stack([flat, flat]).repeat(1, 2, 1, 1))
+
+
+def test_local_shift__says_what_is_wrong():
+    with pytest.raises(ValueError, match="max_shift >= 1"):
+        LocalShift(0)
+    with pytest.raises(ValueError, match="reach >= 1"):
+        LocalShift(3, reach=0)
+    with pytest.raises(ValueError, match="window >= 3"):
+        LocalShift(3, window=2)

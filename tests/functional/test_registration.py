@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from anomseg.functional.registration import global_shift, shifted
+from anomseg.functional.registration import global_shift, local_shift, moved_by, shifted
 
 
 def image(bands=2, size=(90, 100), seed=0):
@@ -106,3 +106,72 @@ def test_shifted__undoes_itself_where_data_is_left():
 def test_shifted__refuses_a_shift_out_of_the_image():
     with pytest.raises(ValueError, match="smaller than the image"):
         shifted(image(1, (5, 5)), (5, 0))
+
+
+def test_local_shift__finds_the_shift_of_each_place_whatever_gain_and_offset():
+    before = image(2, (90, 120))
+    field = torch.zeros(2, 90, 120, dtype=torch.int64)
+    field[0, :, 60:], field[1, :, :60] = 3, -2
+    found = local_shift(before, 40 + 3 * moved_by(before, field), 4, 24)
+    assert found.dtype == torch.int64
+    for part in (slice(12, 48), slice(72, 108)):
+        assert torch.equal(found[:, 12:-12, part], field[:, 12:-12, part])
+
+
+def test_local_shift__is_the_best_shift_of_a_window():
+    before, after = (torch.nn.functional.avg_pool2d(image(1, (24, 24), seed), 3, 1, 1) for seed in (1, 2))
+    found = local_shift(before, after, 2, 72)  # one window holds all
+    assert bool((found == found[:, :1, :1]).all())
+    scaled = [(date - date.mean()) / date.std(correction=0) for date in (before, after)]
+    stay = (scaled[0] - scaled[1]).abs()
+    gain = {}
+    for shift in [(r, c) for r in range(-2, 3) for c in range(-2, 3)]:
+        gap = (shifted(scaled[0], shift, "nodata") - scaled[1]).abs()
+        gain[shift] = float((stay - gap * (1 + 0.02 * (shift[0] ** 2 + shift[1] ** 2) ** 0.5)).nanmean())
+    best = max(gain, key=gain.get)
+    assert best != (0, 0)
+    assert tuple(found[:, 0, 0].tolist()) == best
+
+
+def test_local_shift__moves_nothing_along_an_edge_or_where_nothing_can_be_told():
+    stripes = (torch.arange(60) // 5 % 2).float().expand(1, 60, 60)
+    found = local_shift(stripes, shifted(stripes, (0, 2)), 4, 24)
+    assert int(found[0].abs().max()) == 0  # rows are alike
+    assert bool((found[1, :, 12:48] == 2).all())
+    for flat in (torch.ones(1, 20, 20), torch.full((1, 20, 20), torch.nan)):
+        assert not local_shift(flat, image(1, (20, 20)), 3, 9).any()
+
+
+def test_local_shift__does_not_see_pixels_without_data():
+    before, after = views((2, -1))
+    after = after.clone()
+    after[:, 10:30, 10:30] = torch.nan
+    hidden = after.clone()
+    hidden[0, 10:30, 10:30] = 1e4  # the other band is still NaN there
+    found = local_shift(before, after, 3, 30)
+    assert torch.equal(found, local_shift(before, hidden, 3, 30))
+    assert found[:, 45, 50].tolist() == [2, -1]
+
+
+def test_moved_by__takes_each_pixel_from_its_own_place():
+    before = image(2, (9, 11))
+    field = torch.randint(-3, 4, (2, 9, 11), generator=torch.Generator().manual_seed(0))
+    edge, lost = moved_by(before, field), moved_by(before, field, "nodata")
+    for y in range(9):
+        for x in range(11):
+            row, column = y - int(field[0, y, x]), x - int(field[1, y, x])
+            assert torch.equal(edge[:, y, x], before[:, min(max(row, 0), 8), min(max(column, 0), 10)])
+            assert bool(torch.isnan(lost[:, y, x]).all()) == (not (0 <= row < 9 and 0 <= column < 11))
+    whole = torch.tensor([2, -3])[:, None, None].expand(2, 9, 11)
+    assert torch.equal(moved_by(before, whole), shifted(before, (2, -3)))
+
+
+def test_local_shift__says_what_is_wrong():
+    with pytest.raises(ValueError, match="one shape"):
+        local_shift(image(1), image(2))
+    with pytest.raises(ValueError, match="reach of 0 to 89"):
+        local_shift(image(), image(), 90)
+    with pytest.raises(ValueError, match="window of at least 3"):
+        local_shift(image(), image(), 2, 2)
+    with pytest.raises(ValueError, match=r"shape \(2, 90, 100\)"):
+        moved_by(image(), torch.zeros(2, 9, 9, dtype=torch.int64))
