@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -83,7 +84,7 @@ class ChangeDataModule(SceneDataModule):
             calibration_block: side of such a block in pixels.
             seed: of the split, the blocks, the order, the crops and the augmentation.
             cache_bytes: images kept in memory for each stage, 512 MB by default; a pair takes 8 bytes for each pixel and band. Of
-                more pairs than fit, each crop is read, and whole pairs prepared for it, anew.
+                more pairs than fit, each crop is read, and whole pairs prepared for it, anew: a warning says how much they take.
 
         Raises:
             ValueError: an argument is out of its range.
@@ -147,11 +148,22 @@ class ChangeDataModule(SceneDataModule):
             stage: what they are for.
         """
         if stage == "train":
+            self._warn_of_small_cache()
             rule = self.block_rule(held_out_mask) if self._validates_on_blocks else full_mask
             pairs = self.scene_dataset("train", rule, tiled=False)
             return CropDataset(pairs, self.tile, self.crops, self.augment, self.seed, self.anomaly_share)
         by_blocks = stage == "val" and self._validates_on_blocks
         return self.scene_dataset(stage, self.block_rule(calibration_mask) if by_blocks else full_mask)
+
+    def _warn_of_small_cache(self) -> None:
+        pairs = self._pairs_of("train")
+        needed = sum(pair.nbytes for pair in pairs)
+        if self.prepare and self.tile is not None and needed > self.cache_bytes:
+            warnings.warn(
+                f"The {len(pairs)} training pairs take {needed} bytes, but cache_bytes={self.cache_bytes}: each crop reads and prepares "
+                f"its whole pair anew. Set cache_bytes={needed} or more to prepare each pair once, or store prepared images.",
+                stacklevel=2,
+            )
 
     @property
     def _reading(self) -> PairReading:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
@@ -76,8 +77,9 @@ class ChangePair:
 
     @property
     def nbytes(self) -> int:
-        """Give the bytes that both dates take in memory, 0 before they are measured."""
-        return 0 if self.grid is None else 8 * self.size[0] * self.size[1] * self.stored
+        """Give the bytes that both dates take in memory once they are prepared, 0 before they are measured."""
+        bands = reduce(lambda count, change: change.bands(count), self.reading.prepare, self.stored)
+        return 0 if self.grid is None else 8 * self.size[0] * self.size[1] * bands
 
     @property
     def exact_parts(self) -> bool:

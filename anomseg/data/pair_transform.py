@@ -28,6 +28,10 @@ class PairTransform(ABC):
             (2, C', H, W) float32 on the same pixels, NaN where there is no data.
         """
 
+    def bands(self, count: int) -> int:
+        """Give the number of bands C' that come out where ``count`` go in, for what memory pairs take; as many by default."""
+        return count
+
 
 @dataclass(frozen=True)
 class Binarise(PairTransform):
@@ -75,6 +79,10 @@ class GlobalShift(PairTransform):
         stacked = torch.stack(dates if self.moved == "before" else dates[::-1])
         stacked = torch.cat([pair, stacked], 1) if self.keep else stacked
         return torch.where(torch.isfinite(stacked).all(dim=(0, 1)), stacked, torch.nan)
+
+    def bands(self, count: int) -> int:
+        """Give the number of bands that come out; see the base class."""
+        return 2 * count if self.keep else count
 
     def _laid(self, first: Tensor, second: Tensor) -> Tensor:
         """Give the first date where it lies on the second, and itself where it does already."""

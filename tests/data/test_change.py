@@ -1,5 +1,7 @@
 import inspect
 import os
+import re
+import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -138,6 +140,20 @@ def test_change_data__prepares_every_stage_alike(root):
     data = module(root, prepare=[Binarise(50), GlobalShift(3)])
     for loader in (data.train_dataloader, data.val_dataloader, data.test_dataloader):
         assert torch.cat([image for image, _ in served(loader()).values()]).unique().tolist() == [0.0, 1.0]
+
+
+def test_change_data__says_how_much_memory_would_prepare_each_pair_once(root):
+    prepare = [Binarise(50), GlobalShift(3, keep=True)]
+    few = module(root, tile=12, prepare=prepare, cache_bytes=100)
+    with pytest.warns(UserWarning, match="cache_bytes=100: each crop reads and prepares") as caught:
+        few.train_dataloader()
+    needed = int(re.search(r"take (\d+) bytes", str(caught[0].message))[1])
+    whole = module(root, prepare=prepare)
+    assert needed == sum(pair().image.nbytes for pair in whole.scenes_of("train"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module(root, tile=12, prepare=prepare, cache_bytes=needed).train_dataloader()
+        module(root, tile=12, cache_bytes=100).train_dataloader()
 
 
 def test_change_data__serves_pairs_without_truth_to_predict_alone(root):

@@ -60,6 +60,12 @@ def test_global_shift__moves_within_its_range_only():
     assert not torch.equal(GlobalShift(4)(pair)[0, :, 10:-10], after[:, 10:-10])
 
 
+@pytest.mark.parametrize("transform", [Binarise(3.0), GlobalShift(5), GlobalShift(5, keep=True), LocalShift(5, keep=True)])
+def test_pair_transforms__say_how_many_bands_come_out(transform):
+    pair = torch.stack([board(), board()]).repeat(1, 3, 1, 1)
+    assert transform(pair).shape[1] == transform.bands(3)
+
+
 def test_pair_transforms__pickle_and_compare_by_value():
     for transform in (Binarise(3.0), GlobalShift(5, "after"), LocalShift(5, "after", reach=2)):
         assert pickle.loads(pickle.dumps(transform)) == transform
