@@ -307,7 +307,9 @@ def test_test__counts_each_pixel_once_whatever_the_tile(root, tmp_path):
     found = []
     for tile, overlap in ((None, 0), (16, 0), (16, 5)):
         data = ChangeDataModule(root, split=GroupSplit("^.", test=("y",), val=("z",)), tile=tile, overlap=overlap)
-        trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=1)
+        trainer = pl.Trainer(
+            accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=1
+        )
         method = Plain()
         trainer.fit(method, data)
         figures = trainer.test(method, data, verbose=False)[0]
