@@ -117,7 +117,7 @@ def data_options(config, folder):
         return ["--data.root", str(folder), *streets(folder)]
     if config.stem == "change_synthetic":
         return ["--data.train", "2", "--data.val", "1", "--data.test", "2", "--data.size", "[48,48]"]
-    if config.stem == "change_mamba_gated":
+    if config.stem in ("change_mamba_gated", "change_mamba_registered"):
         return ["--data.root", str(folder), "--data.tile", "32", *boards(folder)]
     if "change" in config.stem:
         tile = [] if config.stem.startswith("irmad") else ["--data.tile", "32", "--data.batch_size", "2"]

@@ -24,16 +24,16 @@ from anomseg.methods.training_data import counted_pixels, gathered_objects, trai
 from anomseg.metrics.change import ChangeConfusion
 from anomseg.metrics.scene_metrics import SceneMetrics, all_metrics
 from anomseg.nets.change_heads import ChangeOutput, upsampled
-from anomseg.nets.change_mamba import BASE, SMALL, TINY, ChangeMambaSpec, ChangeMambaUNet
+from anomseg.nets.change_mamba import BASE, SMALL, TINY, TINY_DETAIL, ChangeMambaSpec, ChangeMambaUNet
 from anomseg.nets.siamese_unet import SiameseConvUNet, SiameseUNetSpec
 from anomseg.optimisation import Optimisation
 from anomseg.sample import ANOMALY, IGNORE, fill_nodata, finite_pixels, with_void
 
 PRIOR_BATCHES = 32  # enough to know a share, and no second reading of a large data set
 _UNKNOWN = 1e-300  # a threshold until a test begins; torchmetrics takes no metric of another threshold for the same
-PRESETS = {"tiny": TINY, "small": SMALL, "base": BASE}
+PRESETS = {"tiny": TINY, "small": SMALL, "base": BASE, "tiny_detail": TINY_DETAIL}
 Standardise = Literal["training", "image"]
-Preset = Literal["tiny", "small", "base"]
+Preset = Literal["tiny", "small", "base", "tiny_detail"]
 
 
 class ChangeSegmenter(AnomalySegmenter):

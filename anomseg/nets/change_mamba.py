@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, cast, get_args
 
@@ -275,6 +275,9 @@ TINY = ChangeMambaSpec(
     mlp_ratio=2.0,
 )
 """Under a million parameters; trains on two cores: blocks of 4 x 4 pixels are convolved, and those of 8 x 8 are the tokens of the scans."""
+
+TINY_DETAIL = replace(TINY, head="detail")
+"""The same for change that shows in the raw values, pixel by pixel, where no gate says so."""
 
 SMALL = ChangeMambaSpec(width=48, depths=(2, 2, 4))
 """About 5 million parameters."""

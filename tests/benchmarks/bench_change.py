@@ -69,14 +69,14 @@ METHODS: dict[str, Callable[[], AnomalySegmenter]] = {
     "siamese_gate": lambda: SiameseUNet(**learnt(spec=replace(EARLY, fusion="both"), gate=1.0)),
     "mamba_tiny": lambda: ChangeMamba(**learnt(spec="tiny")),
     "mamba_tiny_gate": lambda: ChangeMamba(**learnt(spec="tiny", gate=1.0)),
-    "mamba_tiny_detail": lambda: ChangeMamba(**learnt(spec=replace(TINY, head="detail"))),
+    "mamba_tiny_detail": lambda: ChangeMamba(**learnt(spec="tiny_detail")),
     "unet_gate_registered": lambda: SiameseUNet(**registered(spec=EARLY, gate=1.0)),
     "siamese_gate_registered": lambda: SiameseUNet(**registered(spec=replace(EARLY, fusion="both"), gate=1.0)),
     "mamba_tiny_gate_registered": lambda: ChangeMamba(**registered(spec="tiny", gate=1.0)),
     "unet_registered": lambda: SiameseUNet(**registered(spec=EARLY)),
     "siamese_registered": lambda: SiameseUNet(**registered(spec=replace(EARLY, fusion="both"))),
-    "mamba_tiny_detail_gate_registered": lambda: ChangeMamba(**registered(spec=replace(TINY, head="detail"), gate=1.0)),
-    "mamba_tiny_detail_registered": lambda: ChangeMamba(**registered(spec=replace(TINY, head="detail"))),
+    "mamba_tiny_detail_gate_registered": lambda: ChangeMamba(**registered(spec="tiny_detail", gate=1.0)),
+    "mamba_tiny_detail_registered": lambda: ChangeMamba(**registered(spec="tiny_detail")),
     "mamba_tiny_focal_gate": lambda: ChangeMamba(**learnt(spec="tiny", gate=1.0, recipe=ChangeTraining())),
 }
 
