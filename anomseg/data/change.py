@@ -24,10 +24,11 @@ from anomseg.data.scene_dataset import SceneDataset, SceneLoader
 class ChangeDataModule(SceneDataModule):
     """Read pairs of images before and after, ``image`` (B, 2, C, H, W), with masks of change, ``mask`` (B, H, W).
 
-    Training serves random crops of side ``tile``, drawn by seed, epoch and index alone; the other stages serve whole pairs, or windows of
-    side ``tile``. Where nothing is set apart to validate, validation takes a seeded share of blocks of the training pairs, and these are
-    255 in training; the pairs that test never validate. Nothing is split by chance unless a `ShareSplit` asks for it: tiles of one place,
-    or copies of one scene, on both sides of a split flatter every figure.
+    Training serves random crops of side ``tile``, drawn by seed, epoch and index alone; the other stages serve windows of that side, or
+    of another, or whole pairs (``evaluate_on``). Windows that overlap let a net see past the edge of what it judges. Where nothing is set
+    apart to validate, validation takes a seeded share of blocks of the training pairs, and these are 255 in training; the pairs that test
+    never validate. Nothing is split by chance unless a `ShareSplit` asks for it: tiles of one place, or copies of one scene, on both sides
+    of a split flatter every figure.
 
     Headers and masks are read once before a stage begins, images when they are asked for. Pairs that fit in ``cache_bytes`` stay in memory
     once read and prepared, so that an epoch decodes nothing after the first.
@@ -55,6 +56,7 @@ class ChangeDataModule(SceneDataModule):
         num_workers: int = 0,
         tile: int | None = None,
         overlap: int = 0,
+        evaluate_on: Literal["tiles", "pairs"] | int = "tiles",
         calibration_share: float = 0.25,
         calibration_block: int = 10,
         seed: int = 0,
@@ -78,8 +80,9 @@ class ChangeDataModule(SceneDataModule):
             predict_root: folder of pairs that ``predict`` serves, laid out alike; None serves the test pairs, or all without a split.
             batch_size: samples a batch; evaluation takes 1 where pairs or windows differ in size.
             num_workers: loader processes, which share ``cache_bytes``; 0 loads in the main one, which suits pairs that fit in memory.
-            tile: side of a crop, and of a window, in pixels; None serves whole pairs.
-            overlap: pixels that neighbouring windows share at least, 0 to ``tile - 1``.
+            tile: side of a crop in pixels; None trains on whole pairs, and evaluates them.
+            overlap: pixels that neighbouring windows of evaluation share at least, fewer than their side.
+            evaluate_on: windows of side ``tile`` (`tiles`), whole `pairs`, or windows of so many pixels, more than ``overlap``.
             calibration_share: part of the blocks of training pairs that validates where no pair does, above 0 and below 1.
             calibration_block: side of such a block in pixels.
             seed: of the split, the blocks, the order, the crops and the augmentation.
@@ -89,7 +92,8 @@ class ChangeDataModule(SceneDataModule):
         Raises:
             ValueError: an argument is out of its range.
         """
-        super().__init__(batch_size, num_workers, tile, overlap, calibration_share, calibration_block, "all", seed)
+        wide = evaluate_on if isinstance(evaluate_on, int) else None
+        super().__init__(batch_size, num_workers, tile, overlap if wide is None else 0, calibration_share, calibration_block, "all", seed)
         if bands is not None and (not bands or min(bands) < 0 or len(set(bands)) < len(bands)):
             raise ValueError(f"Expected different band indices of at least 0, but got bands={bands}. Use None to keep all bands.")
         if scale is not None and len(scale) != 2:
@@ -97,6 +101,11 @@ class ChangeDataModule(SceneDataModule):
         if crops < 1 or not 0.0 <= anomaly_share <= 1.0 or cache_bytes < 0:
             raise ValueError(
                 f"Expected crops >= 1, anomaly_share from 0 to 1 and cache_bytes >= 0, but got {crops}, {anomaly_share} and {cache_bytes}."
+            )
+        if evaluate_on not in ("tiles", "pairs") and (wide is None or tile is None or not 0 <= overlap < wide):
+            raise ValueError(
+                "Expected evaluate_on 'tiles', 'pairs' or, beside tile=, a side in pixels of more than the overlap, "
+                f"but got {evaluate_on!r} with tile={tile} and overlap={overlap}."
             )
         self.root = root
         self.layout = layout
@@ -110,6 +119,7 @@ class ChangeDataModule(SceneDataModule):
         self.crops = crops
         self.anomaly_share = anomaly_share
         self.predict_root = predict_root
+        self.evaluate_on, self.overlap = evaluate_on, overlap
         self.cache_bytes = cache_bytes
         self._shared: PairParts | None = None
         self._usable: PairParts = {}
@@ -153,7 +163,9 @@ class ChangeDataModule(SceneDataModule):
             pairs = self.scene_dataset("train", rule, tiled=False)
             return CropDataset(pairs, self.tile, self.crops, self.augment, self.seed, self.anomaly_share)
         by_blocks = stage == "val" and self._validates_on_blocks
-        return self.scene_dataset(stage, self.block_rule(calibration_mask) if by_blocks else full_mask)
+        rule = self.block_rule(calibration_mask) if by_blocks else full_mask
+        side = self.evaluate_on if isinstance(self.evaluate_on, int) else None
+        return self.scene_dataset(stage, rule, tiled=self.evaluate_on != "pairs", tile=side)
 
     def _warn_of_small_cache(self) -> None:
         pairs = self._pairs_of("train")

@@ -219,22 +219,23 @@ class SceneDataModule(L.LightningDataModule, ABC):
         return BlockRule(rule, self.calibration_block, self.calibration_share, self.seed)
 
     @final
-    def scene_dataset(self, stage: Stage, rule: MaskRule, tiled: bool = True) -> SceneDataset:
+    def scene_dataset(self, stage: Stage, rule: MaskRule, tiled: bool = True, tile: int | None = None) -> SceneDataset:
         """Serve the scenes of a stage.
 
         Args:
             stage: whose scenes.
             rule: picks the truth that counts.
             tiled: whether in tiles, where there is a tile size.
+            tile: another side than that of the module.
 
         Returns:
             The samples.
         """
         loaders = self._checked(stage)
         sizes = [self._facts[load].size for load in loaders]
-        tile, overlap = (self.tile, self.overlap) if tiled else (None, 0)
+        side, overlap = (tile or self.tile, self.overlap) if tiled else (None, 0)
         once = stage in ("val", "test")  # figures count every pixel once; training and maps want whole tiles
-        return SceneDataset(loaders, tile, overlap, rule, sizes, self.cache_bytes, once, max(1, self.num_workers))
+        return SceneDataset(loaders, side, overlap, rule, sizes, self.cache_bytes, once, max(1, self.num_workers))
 
     def _checked(self, stage: Stage) -> list[SceneLoader]:
         if stage not in self._of_stage:

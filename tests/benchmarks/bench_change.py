@@ -2,7 +2,8 @@
 
 Every sixth pair of the other groups validates and gives the threshold; nothing is chosen on the group that tests. Networks train for
 `--steps` steps, or fewer where these would exceed `--minutes` of one core's time; pairs are prepared before. Each result is a JSON file
-in the output folder, and is not measured again: use one folder for each `--shift`, `--reach`, `--crop` and `--lr`. Nets called
+in the output folder, and is not measured again: use one folder for each `--shift`, `--reach`, `--crop`, `--lr` and `--window`. A net
+whose weights lie there, such as those from the folder of another `--window`, is judged without training. Nets called
 "registered" see the template as read and, as a second band, moved onto the test; they need a shift. ANOMSEG_DATA names the folder with
 change/deeppcb.
 """
@@ -140,6 +141,8 @@ def pairs(group: str, options: argparse.Namespace, register: bool) -> ChangeData
         crops=options.crops,
         tile=options.crop,
         batch_size=options.batch,
+        overlap=options.overlap,
+        evaluate_on=options.window or "tiles",
         seed=options.seed,
         cache_bytes=2**32,
     )
@@ -223,11 +226,16 @@ def measure(name: str, group: str, options: argparse.Namespace) -> list[dict[str
     untaught = make()
     if not isinstance(untaught, ChangeSegmenter):
         return [{"method": name, **facts, "steps": 0, "cpu_seconds": 0.0, **judged(untaught.eval(), data)}]
-    begun = time.process_time()
-    method, steps = taught(partial(at_rate, make, options.lr), data, options)
-    facts |= {"steps": steps, "cpu_seconds": round(time.process_time() - begun, 1)}
-    torch.save(method.state_dict(), result_file(name, group, options).with_suffix(".pt"))
-    method.eval()
+    kept = result_file(name, group, options).with_suffix(".pt")
+    if not kept.exists():
+        begun = time.process_time()
+        taught_one, steps = taught(partial(at_rate, make, options.lr), data, options)
+        facts |= {"steps": steps, "cpu_seconds": round(time.process_time() - begun, 1)}
+        torch.save({**facts, "weights": taught_one.state_dict()}, kept)
+    held = torch.load(kept)
+    facts = {key: value for key, value in held.items() if key != "weights"}
+    method = make().eval()
+    method.load_state_dict(held["weights"])
     results = []
     for views in options.views:
         method.views = views
@@ -285,6 +293,8 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=320)
     parser.add_argument("--crops", type=int, default=4)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--window", type=int, default=0, help="pixels of a side that is judged at once; 0 for those of a crop")
+    parser.add_argument("--overlap", type=int, default=0, help="pixels that neighbouring windows share; each is counted once")
     parser.add_argument("--shift", type=int, default=0, help="most pixels of global registration; 0 for none, which the gate needs")
     parser.add_argument("--reach", type=int, default=0, help="pixels that each place moves by beside that; 0 for global registration alone")
     parser.add_argument("--views", type=int, nargs="+", default=[1], help="judge the mean of so many views, each number in turn")

@@ -246,6 +246,9 @@ def test_change_data__says_what_is_wrong(root):
         module(root, anomaly_share=2.0)
     with pytest.raises(ValueError, match=r"two factors in scale=.*got \(2.0,\)"):
         module(root, scale=(2.0,))
+    for wrong in ({"evaluate_on": "images"}, {"evaluate_on": 32}, {"tile": 16, "overlap": 20, "evaluate_on": 20}):
+        with pytest.raises(ValueError, match=r"evaluate_on 'tiles', 'pairs' or, beside tile=, a side"):
+            module(root, **wrong)
     with pytest.raises(SceneNotFoundError, match="nowhere"):
         module(root / "nowhere", layout="a_b_label").setup("fit")
     (root / "B" / "x1.png").unlink()
@@ -303,10 +306,22 @@ def test_predict__serves_a_test_folder_without_labels(tmp_path):
         data.setup("test")
 
 
+@pytest.mark.parametrize(
+    ("on", "side"), [("tiles", (16, 16)), (24, (24, 24)), (200, planes("y1")[2].shape), ("pairs", planes("y1")[2].shape)]
+)
+def test_evaluate_on__serves_the_windows_that_it_names_and_trains_on_crops(root, on, side):
+    data = module(root, tile=16, evaluate_on=on)
+    for stage in ("fit", "test", "predict"):
+        data.setup(stage)
+    assert {tuple(batch["mask"].shape[1:]) for batch in data.train_dataloader()} == {(16, 16)}
+    for loader in (data.val_dataloader, data.test_dataloader, data.predict_dataloader):
+        assert {tuple(batch["mask"].shape[1:]) for batch in loader()} == {side}
+
+
 def test_test__counts_each_pixel_once_whatever_the_tile(root, tmp_path):
     found = []
-    for tile, overlap in ((None, 0), (16, 0), (16, 5)):
-        data = ChangeDataModule(root, split=GroupSplit("^.", test=("y",), val=("z",)), tile=tile, overlap=overlap)
+    for tile, overlap, on in ((None, 0, "tiles"), (16, 0, "tiles"), (16, 5, "tiles"), (16, 20, 24), (16, 0, "pairs")):
+        data = ChangeDataModule(root, split=GroupSplit("^.", test=("y",), val=("z",)), tile=tile, overlap=overlap, evaluate_on=on)
         trainer = pl.Trainer(
             accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=1
         )
@@ -314,4 +329,4 @@ def test_test__counts_each_pixel_once_whatever_the_tile(root, tmp_path):
         trainer.fit(method, data)
         figures = trainer.test(method, data, verbose=False)[0]
         found.append([figures[name] for name in ("test_auroc", "test_ap", "test_fpr95")])
-    assert found[0] == found[1] == found[2]
+    assert all(figures == found[0] for figures in found)
