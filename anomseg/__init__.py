@@ -102,6 +102,7 @@ if TYPE_CHECKING:
     from anomseg.methods.reconstruction_training import ReconstructionLoss
     from anomseg.methods.residual_pattern import RPL, RPLLoss
     from anomseg.methods.rx import RX
+    from anomseg.methods.score_fusion import ScoreFusion
     from anomseg.methods.segmenter import SegmentationReadout, Segmenter
     from anomseg.methods.svdd import SVDD
     from anomseg.methods.svdd_inputs import Texture
@@ -256,6 +257,7 @@ __all__ = [  # spelled out for editors and type checkers; a test compares it wit
     "SceneDataModule",
     "SceneDataset",
     "SceneWriter",
+    "ScoreFusion",
     "SegmentationReadout",
     "Segmenter",
     "SessionSplit",

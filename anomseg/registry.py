@@ -65,6 +65,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("PEBAL", "anomseg.methods.pebal", "method", "a segmentation net that learns to abstain on outliers"),
     Entry("RPL", "anomseg.methods.residual_pattern", "method", "a residual that unsettles a frozen segmentation net on outliers"),
     Entry("PositionGaussian", "anomseg.methods.position_gaussian", "method", "how improbable texture is at its distance from the border"),
+    Entry("ScoreFusion", "anomseg.methods.score_fusion", "method", "the worst of what several methods say, each in its own units"),
     Entry("Reconstruction", "anomseg.methods.reconstruction", "method", "normal images rebuilt, or repaired, and what differs from them"),
     Entry("FeatureLibrary", "anomseg.methods.feature_library", "method", "the nearest of the normal patches kept from training"),
     Entry("IRMAD", "anomseg.methods.change_classical", "method", "what two dates do not share, whatever light and sensor; learns nothing"),

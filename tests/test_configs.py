@@ -102,7 +102,7 @@ def industrial_options(config, folder):
     parts(folder)
     if config.stem == "reconstruction_industrial":
         return ["--data.root", str(folder / "plate"), "--data.size", "[48,48]", "--data.tile", "32"]
-    return ["--data.root", str(folder), *([] if config.stem.startswith("position") else ["--data.size", "[48,48]"])]
+    return ["--data.root", str(folder), *([] if config.stem.startswith(("position", "score_fusion")) else ["--data.size", "[48,48]"])]
 
 
 def data_options(config, folder):
@@ -149,7 +149,8 @@ def test_configuration__fits_tests_and_predicts(config, tmp_path, monkeypatch):
     cli = main(["test", "--config", str(config), *data, *QUIET, "--ckpt_path", checkpoint])
     assert 0 <= cli.trainer.callback_metrics["test_auroc"] <= 1
     main(["predict", "--config", str(config), *data, *QUIET, "--ckpt_path", checkpoint, "--output", "maps"])
-    written = {"feature_library_industrial": 4, "position_gaussian_industrial": 4, "reconstruction_multiclass": 4}.get(config.stem, 2)
+    four = ("feature_library_industrial", "position_gaussian_industrial", "reconstruction_multiclass", "score_fusion_industrial")
+    written = 4 if config.stem in four else 2
     assert len(list((tmp_path / "maps").rglob("*.png"))) == written
 
 

@@ -11,7 +11,7 @@ SCRIPT = """
 import json, sys
 import lightning.pytorch as pl
 import torch
-from anomseg import RX, SVDD, NormalDensity, PixelDescriptor, PositionGaussian, SceneWriter, SyntheticDataModule
+from anomseg import RX, SVDD, NormalDensity, PixelDescriptor, PositionGaussian, SceneWriter, ScoreFusion, SyntheticDataModule
 
 torch.set_num_threads(1)
 devices, folder = int(sys.argv[1]), sys.argv[2]
@@ -53,7 +53,14 @@ def test_two_processes__fit_test_and_predict_as_one(tmp_path):
         assert (tmp_path / "one" / "maps" / name).read_bytes() == (tmp_path / "two" / "maps" / name).read_bytes()
 
 
-@pytest.mark.parametrize("method", ['NormalDensity(10, "ratio", smoothing=1.0)', "PositionGaussian(10, cuts=(2, 4))"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        'NormalDensity(10, "ratio", smoothing=1.0)',
+        "PositionGaussian(10, cuts=(2, 4))",
+        'ScoreFusion([NormalDensity(10), PositionGaussian(10, ["derivatives"], cuts=())], level="mean")',
+    ],
+)
 def test_two_processes__gather_the_statistics_of_all_training_data(tmp_path, method):
     one, two = run(1, tmp_path / "one", method), run(2, tmp_path / "two", method)
     assert one["normal_pixels"] == two["normal_pixels"]

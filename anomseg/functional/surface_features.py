@@ -178,8 +178,51 @@ def window_contrasts(features: Tensor, valid: Tensor, windows: Sequence[tuple[in
     return torch.cat(found, 1)
 
 
+@torch.no_grad()
+def streak_changes(
+    light: Tensor, valid: Tensor, windows: Sequence[tuple[int, int]] = ((7, 15), (13, 31)), smoothing: float = 6.0
+) -> Tensor:
+    """Compare the streaks on the two sides of every pixel: do those above go on below, and those on the left on the right?
+
+    The light less its surroundings is averaged over the depth of a window, which leaves the profile of the streaks that run along it. With
+    profiles u and v of the two sides, a change is Σ (u - v)² / Σ (u² + v²) over the width: 0 where streaks go on, about 1 where they have
+    nothing to do with each other, and 2 where bright ones become dark. A pixel counts by the data that its smaller side holds.
+
+    Args:
+        light: (B, C, H, W), such as that of `log_light`; NaN where there is no data.
+        valid: (B, H, W) bool.
+        windows: (depth, width) of each side in pixels, the width odd.
+        smoothing: standard deviation of the Gaussian mean that is the surroundings, in pixels; streaks are narrower.
+
+    Returns:
+        (B, 2 C W, H, W) float32 in [0, 2] for W windows: for each of them C changes of vertical streaks, then C of horizontal ones. Towards
+        0 where all profiles are flat beside the image's usual ones.
+
+    Raises:
+        ValueError: there is no window, one is empty, or its width is even.
+    """
+    check_windows(windows)
+    surroundings = gaussian_filter(torch.where(valid[:, None], light, torch.nan), smoothing)
+    detail = _integral(torch.where(valid[:, None], light - surroundings, 0.0).double())
+    counts = _integral(valid[:, None].double())
+    found = []
+    for depth, width in windows:
+        across = (-(width // 2), width // 2 + 1)
+        for first, second, line in (
+            (((-depth, 0), (0, 1)), ((0, depth), (0, 1)), ((0, 1), across)),
+            (((0, 1), (-depth, 0)), ((0, 1), (0, depth)), (across, (0, 1))),
+        ):
+            n, m = (_window_sum(counts, *side) for side in (first, second))
+            u, v = (_window_sum(detail, *side) / held.clamp_min(1) for side, held in ((first, n), (second, m)))
+            weight = torch.minimum(n, m) / depth
+            changed, all_of_it = (_window_sum(_integral(weight * x), *line) for x in ((u - v).square(), u.square() + v.square()))
+            usual = image_median(all_of_it, valid)
+            found.append((changed / (all_of_it + 0.01 * usual).clamp_min(torch.finfo(torch.float32).tiny)).float())
+    return torch.where(valid[:, None], torch.cat(found, 1), 0.0)
+
+
 def check_windows(windows: Sequence[Sequence[int]]) -> None:
-    """Refuse windows that `window_contrasts` cannot compare.
+    """Refuse windows whose two sides cannot be compared.
 
     Raises:
         ValueError: there is no window, one is empty, or its width is even.

@@ -22,6 +22,7 @@ from anomseg.functional.surface_features import (
     line_responses,
     log_energies,
     log_light,
+    streak_changes,
     window_contrasts,
 )
 from anomseg.methods.base import AnomalySegmenter
@@ -30,7 +31,7 @@ from anomseg.methods.position_statistics import BorderStatistics, fit_together, 
 from anomseg.methods.training_data import normal_pixels, training_batches
 from anomseg.sample import finite_pixels
 
-Family = Literal["derivatives", "contrasts", "energies", "lines"]
+Family = Literal["derivatives", "contrasts", "energies", "streaks", "lines"]
 PlaceLevel = Literal["peak", "mean"]
 _FLOOR = 1e-3  # of squared distances under the logarithm
 
@@ -50,6 +51,8 @@ class PositionGaussian(AnomalySegmenter):
     - `contrasts`: energies along rows and columns on the two sides of a pixel (`window_contrasts`): the edge of a patch that looks normal
       inside.
     - `energies`: local power of the derivatives against the image's own median (`log_energies`): another texture.
+    - `streaks`: whether streaks go on across a pixel (`streak_changes`): wide defects in a surface with a direction, under a wide
+      `smoothing`.
     - `lines`: how strongly thin lines answer (`line_responses`): cracks and scratches in rough texture. More of it is worse and less is
       not, so that no Gaussian is fitted: its logarithm is standardised for each bin, not smoothed, and averaged with the others.
 
@@ -60,7 +63,7 @@ class PositionGaussian(AnomalySegmenter):
         families: of features; their scores are averaged.
         cuts: distances in pixels (after `shrink`) at which a new bin begins; none gives one Gaussian for all places.
         scales: of the derivatives, standard deviations in pixels after `shrink`; all share a Gaussian.
-        windows: of the contrasts, (depth, odd width) of each side in pixels after `shrink`; all share a Gaussian.
+        windows: of contrasts and streaks, (depth, odd width) of each side in pixels after `shrink`; all share a Gaussian.
         pooled: weight of the correlations within all bins in those of each, in (0, 1].
         shrink: the pixels with data of squares of this side are averaged first, and the score is enlarged.
         smoothing: standard deviation of a Gaussian over the score in pixels after `shrink`; 0 for none.
@@ -155,6 +158,8 @@ class PositionGaussian(AnomalySegmenter):
             return directional_derivatives(light, self.scales)
         if family == "contrasts":
             return window_contrasts(log_energies(light, smoothing=2.0, order=1), valid, self.windows)
+        if family == "streaks":
+            return streak_changes(light, valid, self.windows)
         energies = log_energies(light)
         return torch.where(valid[:, None], energies - image_median(energies, valid), 0.0)
 

@@ -37,6 +37,7 @@ from anomseg.methods.position_statistics import BorderStatistics
 from anomseg.methods.reconstruction import Reconstruction
 from anomseg.methods.reconstruction_score import ReconstructionScore
 from anomseg.methods.reconstruction_training import ReconstructionLoss
+from anomseg.methods.score_fusion import ScoreFusion
 from anomseg.metrics.pixel import image_scores
 from anomseg.metrics.region import PerRegionOverlap
 from anomseg.nets.autoencoder import AutoencoderSpec
@@ -49,6 +50,13 @@ SHARP = ReconstructionScore(l1=0.0, msgms=0.0, defect=1.0, smoothing=0.0)
 PLAIN = AutoencoderSpec(width=16, depth=4, skips="none")
 
 
+WIDE = ((7, 15), (13, 31))
+
+
+def wide(smoothing: float = 16.0) -> PositionGaussian:
+    return PositionGaussian(families=["contrasts", "streaks"], windows=WIDE, smoothing=smoothing)
+
+
 def library(encoder: Any, border: float = 0.0, **options: Any) -> FeatureLibrary:
     return FeatureLibrary(1, encoder, position=PatchPosition(border=border) if border else None, coreset=4000, memory=40000, **options)
 
@@ -58,6 +66,8 @@ ARMS: dict[str, tuple[Callable[[], AnomalySegmenter], str]] = {  # how it is mad
     "gaussian": (lambda: PositionGaussian(), "whole"),
     "gaussian, mean": (lambda: PositionGaussian(level="mean"), "whole"),
     "gaussian, wide": (lambda: PositionGaussian(level="mean", windows=((7, 15), (13, 31)), smoothing=6.0), "whole"),
+    "gaussian, wide streaks": (wide, "whole"),
+    "fusion": (lambda: ScoreFusion([PositionGaussian(), wide()]), "whole"),
     "derivatives alone": (lambda: PositionGaussian(families=["derivatives"], scales=(1, 2, 4)), "whole"),
     "derivatives, one place": (lambda: PositionGaussian(families=["derivatives"], cuts=(), scales=(1, 2, 4), smoothing=1.0), "whole"),
     "lines, one place": (lambda: PositionGaussian(families=["lines"], cuts=()), "whole"),

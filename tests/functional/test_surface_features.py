@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from anomseg.functional.filter_bank import gaussian_filter
 from anomseg.functional.surface_features import (
     check_windows,
     directional_derivatives,
@@ -12,6 +13,7 @@ from anomseg.functional.surface_features import (
     line_responses,
     log_energies,
     log_light,
+    streak_changes,
     window_contrasts,
 )
 
@@ -93,6 +95,46 @@ def test_contrasts__reject_even_windows(image):
     for windows in ((), ((0, 3),), ((3, 5, 7),)):
         with pytest.raises(ValueError, match="Expected windows"):
             check_windows(windows)
+
+
+def streaks(seed, columns=64):
+    return torch.randn(columns, generator=torch.Generator().manual_seed(seed)) * 0.1
+
+
+@pytest.mark.parametrize(("below", "expected"), [("same", 0.0), ("other", 1.0), ("inverted", 2.0)])
+def test_streaks__tell_whether_they_go_on(below, expected):
+    upper = streaks(0)
+    lower = {"same": upper, "other": streaks(1), "inverted": -upper}[below]
+    light = torch.cat([upper.expand(32, 64), lower.expand(32, 64)])[None, None]
+    found = streak_changes(light, torch.ones(1, 64, 64, dtype=torch.bool), ((7, 31),))
+    assert found.shape == (1, 2, 64, 64)
+    assert found[0, 0, 32, 20:44].mean() == pytest.approx(expected, abs=0.25)
+    assert found[0, 0, 12, 20:44].max() < 0.02  # far from the line
+    turned = streak_changes(light.mT, torch.ones(1, 64, 64, dtype=torch.bool), ((7, 31),))
+    torch.testing.assert_close(turned[:, 1].mT, found[:, 0])
+
+
+def test_streaks__equal_plain_profiles_of_both_sides(image):
+    valid = torch.ones(2, 40, 33, dtype=torch.bool)
+    found = streak_changes(image, valid, ((3, 5),), smoothing=2.0)
+    detail = image[:, 0] - gaussian_filter(image, 2.0)[:, 0]
+    y, x = 20, 15
+    u, v = detail[:, y - 3 : y, x - 2 : x + 3].mean(1), detail[:, y : y + 3, x - 2 : x + 3].mean(1)
+    torch.testing.assert_close(found[:, 0, y, x], ((u - v) ** 2).sum(1) / (u**2 + v**2).sum(1), rtol=0.05, atol=1e-3)
+    assert ((found >= 0) & (found <= 2)).all()
+
+
+def test_streaks__do_not_see_what_lies_under_missing_pixels(image):
+    valid = torch.ones(2, 40, 33, dtype=torch.bool)
+    valid[:, 10:14, 10:14] = False
+    spoilt = torch.where(valid[:, None], image, torch.nan)
+    found = streak_changes(spoilt, valid)
+    torch.testing.assert_close(streak_changes(torch.where(valid[:, None], image, 1e6), valid), found)
+    assert torch.isfinite(found).all()
+    assert not found[:, :, 10:14, 10:14].any()
+    assert not streak_changes(spoilt, torch.zeros_like(valid)).any()
+    with pytest.raises(ValueError, match="odd width"):
+        streak_changes(image, valid, ((3, 4),))
 
 
 def test_image_median__is_that_of_the_pixels_with_data():

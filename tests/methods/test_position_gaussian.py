@@ -99,6 +99,23 @@ def test_position_gaussian__takes_the_scales_and_windows_that_are_asked_for(tmp_
     assert method.mean_contrasts.shape == (1, 8)
 
 
+def test_position_gaussian__finds_a_wide_patch_whose_streaks_are_others(tmp_path):
+    def streaked(seed, defect=False):
+        generator = torch.Generator().manual_seed(seed)
+        profile, other = 0.05 * torch.randn(2, 64, generator=generator)
+        light, mask = profile.repeat(64, 1), torch.zeros(64, 64, dtype=torch.int64)
+        if defect:
+            light[24:40], mask[24:40] = other, 1
+        return {"image": (0.5 + light + 0.02 * torch.randn(64, 64, generator=generator))[None], "mask": mask, "name": f"{seed}"}
+
+    test, found = loader([streaked(100 + seed, defect=seed % 2 == 0) for seed in range(12)]), {}
+    for family in ("streaks", "derivatives"):
+        options = {"cuts": (), "smoothing": 6.0, "windows": ((9, 31),)}
+        method, loop = fitted(tmp_path, [streaked(seed) for seed in range(12)], families=[family], **options)
+        found[family] = loop.test(method, test, verbose=False)[0]["test_auroc"]
+    assert found["streaks"] > 0.97 > 0.93 > found["derivatives"]
+
+
 def test_position_gaussian__reloads_to_the_same_map(tmp_path):
     method, loop = fitted(tmp_path, cuts=(3,), shrink=2, scales=(1.0,), windows=((5, 9),))
     loop.save_checkpoint(tmp_path / "gaussian.ckpt")
