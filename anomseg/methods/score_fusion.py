@@ -7,6 +7,7 @@ from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from anomseg.calibration.base import Calibration
 from anomseg.config import build
@@ -29,6 +30,8 @@ class ScoreFusion(AnomalySegmenter):
     Args:
         methods: at least one, none of which learns by descent (`learns` is False); their calibrations and optimisations play no part.
         rule: of the fusion, `max` or `mean`.
+        limits: for each method, how many deviations above the usual normal pixel of `level` its scores may come close to, or None; higher
+            ones keep their order below it. A method of limit 1 ranks the pixels that no other one sees, and raises no alarm by itself.
         level: what a score is measured against, the `peak` of each normal image or the `mean` of its pixels. Peaks want dozens of whole
             images; a single scene wants the mean.
         calibration: see `AnomalySegmenter`.
@@ -47,16 +50,19 @@ class ScoreFusion(AnomalySegmenter):
         self,
         methods: Sequence[AnomalySegmenter],
         rule: FusionRule = "max",
+        limits: Sequence[float | None] | None = None,
         level: FusionLevel = "peak",
         calibration: Calibration | None = None,
     ) -> None:
         super().__init__(calibration)
         self.methods: list[AnomalySegmenter] = build(list(methods))
-        self.rule, self.level = rule, level
+        self.rule, self.limits, self.level = rule, None if limits is None else list(limits), level
         if rule not in get_args(FusionRule) or level not in get_args(FusionLevel):
             raise ValueError(
                 f"Expected rule of {get_args(FusionRule)} and level of {get_args(FusionLevel)}, but got {rule!r} and {level!r}."
             )
+        if self.limits is not None and len(self.limits) != len(self.methods):
+            raise ValueError(f"Expected a limit or None for each of the {len(self.methods)} methods, but got limits={self.limits}.")
         trained = [type(method).__name__ for method in self.methods if method.learns]
         if trained or not self.methods:
             raise ValueError(
@@ -95,8 +101,9 @@ class ScoreFusion(AnomalySegmenter):
     def score(self, image: Tensor) -> Tensor:
         """Score images that all of the methods take; see the base class."""
         found = []
-        for method, scale in zip(self.methods, self.scales, strict=True):
+        for method, scale, limit in zip(self.methods, self.scales, self.limits or [None] * len(self.methods), strict=True):
             score = method.score_map(image)
-            found.append(scale(score, torch.ones_like(score, dtype=torch.bool)))
+            score = scale(score, torch.ones_like(score, dtype=torch.bool))
+            found.append(score if limit is None else limit - softplus(limit - score))
         stacked = torch.stack(found)
         return stacked.amax(0) if self.rule == "max" else stacked.mean(0)

@@ -76,6 +76,20 @@ def test_score_fusion__takes_the_mean_over_pixels_where_that_is_asked_for(tmp_pa
     torch.testing.assert_close(method.score(normal), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_score_fusion__lets_a_method_with_a_limit_rank_pixels_without_raising_an_alarm(tmp_path, fusion):
+    images = torch.stack([part(seed, "smooth")["image"] for seed in range(60, 64)])
+    free, limited = fusion[0], fitted(tmp_path, limits=[None, 1.0])[0]
+    fine, wide = [
+        scale(one.score_map(images), torch.ones(4, 48, 48, dtype=torch.bool)) for one, scale in zip(free.methods, free.scales, strict=True)
+    ]
+    assert float(wide.max()) > 3.0
+    score = limited.score(images)
+    torch.testing.assert_close(score, torch.maximum(fine, 1.0 - torch.nn.functional.softplus(1.0 - wide)), rtol=1e-3, atol=1e-3)
+    assert float(score[wide > fine + 2].max()) < 1.0
+    decided = score > fine  # where the limited method decides, its own order stays
+    assert torch.equal(score[decided].argsort(stable=True), wide[decided].argsort(stable=True))
+
+
 def test_score_fusion__fits_its_methods_as_they_are_fitted_alone(tmp_path, fusion):
     image = part(9, "smooth")["image"][None]
     for method, fused in zip(methods(), fusion[0].methods, strict=True):
@@ -134,6 +148,8 @@ def test_score_fusion__refuses_what_it_cannot_fuse():
         ScoreFusion([RX(), SVDD(4)])
     with pytest.raises(ValueError, match="but got none"):
         ScoreFusion([])
+    with pytest.raises(ValueError, match="a limit or None for each of the 1 methods"):
+        ScoreFusion([RX()], limits=[1.0, None])
     for wrong in ({"rule": "median"}, {"level": "top"}):
         with pytest.raises(ValueError, match="Expected rule of"):
             ScoreFusion([RX()], **wrong)
