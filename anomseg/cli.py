@@ -21,7 +21,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from anomseg.callbacks.scene_writer import SceneWriter
 from anomseg.checkpoint_file import read_checkpoint
-from anomseg.cli_errors import explain
+from anomseg.cli_errors import explain, told
 from anomseg.data.scene_datamodule import SceneDataModule
 from anomseg.errors import USER_ERRORS, CheckpointError
 from anomseg.methods.base import AnomalySegmenter
@@ -274,7 +274,7 @@ def run(words: Sequence[str]) -> CommandLine:
             args=expand_short_names(words),
         )
     except (*USER_ERRORS, FileNotFoundError, ValueError) as error:
-        ours = not isinstance(error, ValueError) or str(error).startswith("Expected ")  # as every message of this library begins
-        if os.environ.get("ANOMSEG_TRACEBACK") or not ours:
+        text = told(error) if isinstance(error, ValueError) else str(error)
+        if os.environ.get("ANOMSEG_TRACEBACK") or text is None:
             raise
-        raise SystemExit(f"anomseg: {error}") from error
+        raise SystemExit(f"anomseg: {text}") from error

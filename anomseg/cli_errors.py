@@ -35,9 +35,26 @@ def explain(message: str, command: str, options: Sequence[str]) -> str:
     if unknown := REFUSED.search(message):
         near = _nearest(f"--{unknown[1]}", options) or _nearest(f"--{unknown[1].partition('.')[0]}", options)
         return f"Expected options of `anomseg {command}`, but got --{unknown[1]}.{near} `anomseg {command} --help` lists them."
-    told = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    text = " ".join(line for line in told if not NOISE.match(line))
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    text = " ".join(line for line in lines if not NOISE.match(line))
     return f"Expected options as `anomseg {command} --help` lists them, but got: {text}"
+
+
+def told(error: BaseException | None) -> str | None:
+    """Find what this library says in an error, or in one that it was raised from: jsonargparse wraps what a constructor refuses.
+
+    Args:
+        error: as it was caught.
+
+    Returns:
+        The message, which begins with "Expected "; None where none of them is ours.
+    """
+    while error is not None:
+        # An error of jsonargparse may begin likewise, and names types.
+        if str(error).startswith("Expected ") and not NOISE.match(str(error)):
+            return str(error)
+        error = error.__cause__
+    return None
 
 
 def _missing(name: str, command: str) -> str:

@@ -200,6 +200,8 @@ def test_cli__reads_hyperspectral_files_by_short_name(tmp_path, monkeypatch):
         (["fit", "--model", "RX", "--model.mod", "local", "--data", "Synthetic"], "Did you mean --model.mode? There are background, "),
         (["fit", "--model", "SVDD", "--data", "Synthetic", "--model.optimisation.lrr", "1"], "Did you mean --model.optimisation.lr?"),
         (["fit", "--modle", "RX", "--data", "Synthetic"], "Did you mean --model?"),
+        (["fit", "--model", "RX", "--data", "Synthetic", "--data.batch_size", "0", *QUIET], "anomseg: Expected batch_size >= 1"),
+        (["fit", "--model", "PositionGaussian", "--model.shrink", "0", "--data", "Synthetic", *QUIET], "anomseg: Expected in_channels and"),
     ],
 )
 def test_cli__ends_with_one_line_about_a_mistake(tmp_path, monkeypatch, words, text):

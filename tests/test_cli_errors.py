@@ -1,6 +1,6 @@
 import pytest
 
-from anomseg.cli_errors import explain
+from anomseg.cli_errors import explain, told
 
 REFUSED = """Parser key "{key}":
   Does not validate against any of the Union subtypes
@@ -45,3 +45,22 @@ def test_explain__keeps_what_says_something_about_a_value():
     assert told.endswith("Parser key \"count\": Expected a <class 'int'>. Got value: x")
     assert "\n" not in told
     assert "NestedArg" not in told
+
+
+def test_told__finds_what_a_constructor_said_beneath_the_error_of_the_parser():
+    def wrapped(inner):
+        try:
+            try:
+                raise inner
+            except ValueError as error:
+                raise ValueError(
+                    "Does not validate against any of the Union subtypes\nErrors:\n  - Expected a <class 'NoneType'>"
+                ) from error
+        except ValueError as outer:
+            return outer
+
+    assert told(wrapped(ValueError("Expected a tile of 8 pixels, but got 0."))) == "Expected a tile of 8 pixels, but got 0."
+    assert told(ValueError("Expected two dates, but got one.")) == "Expected two dates, but got one."
+    assert told(wrapped(ValueError("shapes do not match"))) is None
+    assert told(ValueError("Expected a <class 'NoneType'>")) is None
+    assert told(None) is None
