@@ -16,6 +16,7 @@ from torch import Tensor
 from anomseg.functional.filter_bank import gaussian_filter, gaussian_jet
 from anomseg.sample import fill_nodata
 
+_Window = tuple[tuple[int, int], tuple[int, int]]  # rows and columns about a pixel, from the first to behind the last
 LineKind = Literal["both", "dark", "bright"]
 _ALONG = 3.0  # a stroke ends this many standard deviations from its centre
 _PEN = 0.6  # pixels: its deviation across
@@ -166,12 +167,7 @@ def window_contrasts(features: Tensor, valid: Tensor, windows: Sequence[tuple[in
     counts = _integral(weight)
     found = []
     for depth, width in windows:
-        half = width // 2
-        across = (-half, half + 1)
-        for first, second in (
-            (((-depth, 0), across), ((0, depth), across)),
-            ((across, (-depth, 0)), (across, (0, depth))),
-        ):
+        for first, second in _both_sides(depth, _across(width)):
             n, m = (_window_sum(counts, *side) for side in (first, second))
             contrast = _window_sum(sums, *first) / n.clamp_min(1) - _window_sum(sums, *second) / m.clamp_min(1)
             found.append((contrast * torch.minimum(n, m) / (depth * width)).float())
@@ -207,11 +203,8 @@ def streak_changes(
     counts = _integral(valid[:, None].double())
     found = []
     for depth, width in windows:
-        across = (-(width // 2), width // 2 + 1)
-        for first, second, line in (
-            (((-depth, 0), (0, 1)), ((0, depth), (0, 1)), ((0, 1), across)),
-            (((0, 1), (-depth, 0)), ((0, 1), (0, depth)), (across, (0, 1))),
-        ):
+        across = _across(width)
+        for (first, second), line in zip(_both_sides(depth, (0, 1)), (((0, 1), across), (across, (0, 1))), strict=True):
             n, m = (_window_sum(counts, *side) for side in (first, second))
             u, v = (_window_sum(detail, *side) / held.clamp_min(1) for side, held in ((first, n), (second, m)))
             weight = torch.minimum(n, m) / depth
@@ -241,6 +234,17 @@ def _stroke(shape: tuple[int, int], length: float, sine: float, cosine: float, l
     near = (rows[:, None].abs() <= reach) & (columns.abs() <= reach)
     stroke = torch.exp(-along.square() / (2 * length**2) - across.square() / (2 * _PEN**2)) * near
     return stroke / stroke.sum()
+
+
+def _across(width: int) -> tuple[int, int]:
+    """Give the pixels from the first to behind the last of an odd width about a pixel."""
+    return (-(width // 2), width // 2 + 1)
+
+
+def _both_sides(depth: int, across: tuple[int, int]) -> tuple[tuple[_Window, _Window], tuple[_Window, _Window]]:
+    """Give the windows above and below a pixel, then those on its left and right."""
+    before, behind = (-depth, 0), (0, depth)
+    return ((before, across), (behind, across)), ((across, before), (across, behind))
 
 
 def _integral(x: Tensor) -> Tensor:

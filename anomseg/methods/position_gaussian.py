@@ -27,12 +27,11 @@ from anomseg.functional.surface_features import (
 )
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.feature_library_parts import score_maps
-from anomseg.methods.position_statistics import BorderStatistics, fit_together, gathered_moments, peaks_of_places
+from anomseg.methods.position_statistics import BorderStatistics, PlaceLevel, fit_together, gathered_moments, peaks_of_places
 from anomseg.methods.training_data import normal_pixels, training_batches
 from anomseg.sample import finite_pixels
 
 Family = Literal["derivatives", "contrasts", "energies", "streaks", "lines"]
-PlaceLevel = Literal["peak", "mean"]
 _FLOOR = 1e-3  # of squared distances under the logarithm
 
 

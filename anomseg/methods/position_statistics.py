@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from anomseg.errors import NotFittedError
 from anomseg.functional.binned_gaussian import BinnedMoments, binned_moments, merge_binned
 from anomseg.functional.border import bin_count, border_bins
 from anomseg.methods.training_data import gathered_objects
+
+PlaceLevel = Literal["peak", "mean"]
+"""What a score is measured against: the highest normal pixels of images, or all of them."""
 
 
 def peaks_of_places(score: Tensor, valid: Tensor, cuts: Sequence[int]) -> Tensor:

@@ -12,11 +12,10 @@ from torch.nn.functional import softplus
 from anomseg.calibration.base import Calibration
 from anomseg.config import build
 from anomseg.methods.base import AnomalySegmenter
-from anomseg.methods.position_statistics import BorderStatistics, fit_together, peaks_of_places
+from anomseg.methods.position_statistics import BorderStatistics, PlaceLevel, fit_together, peaks_of_places
 from anomseg.methods.training_data import gathered_objects, normal_pixels, training_batches
 
 FusionRule = Literal["max", "mean"]
-FusionLevel = Literal["peak", "mean"]
 
 
 class ScoreFusion(AnomalySegmenter):
@@ -51,15 +50,15 @@ class ScoreFusion(AnomalySegmenter):
         methods: Sequence[AnomalySegmenter],
         rule: FusionRule = "max",
         limits: Sequence[float | None] | None = None,
-        level: FusionLevel = "peak",
+        level: PlaceLevel = "peak",
         calibration: Calibration | None = None,
     ) -> None:
         super().__init__(calibration)
         self.methods: list[AnomalySegmenter] = build(list(methods))
         self.rule, self.limits, self.level = rule, None if limits is None else list(limits), level
-        if rule not in get_args(FusionRule) or level not in get_args(FusionLevel):
+        if rule not in get_args(FusionRule) or level not in get_args(PlaceLevel):
             raise ValueError(
-                f"Expected rule of {get_args(FusionRule)} and level of {get_args(FusionLevel)}, but got {rule!r} and {level!r}."
+                f"Expected rule of {get_args(FusionRule)} and level of {get_args(PlaceLevel)}, but got {rule!r} and {level!r}."
             )
         if self.limits is not None and len(self.limits) != len(self.methods):
             raise ValueError(f"Expected a limit or None for each of the {len(self.methods)} methods, but got limits={self.limits}.")

@@ -53,8 +53,8 @@ PLAIN = AutoencoderSpec(width=16, depth=4, skips="none")
 WIDE = ((7, 15), (13, 31))
 
 
-def wide(smoothing: float = 16.0) -> PositionGaussian:
-    return PositionGaussian(families=["contrasts", "streaks"], windows=WIDE, smoothing=smoothing)
+def wide() -> PositionGaussian:
+    return PositionGaussian(families=["contrasts", "streaks"], windows=WIDE, smoothing=16.0)
 
 
 def library(encoder: Any, border: float = 0.0, **options: Any) -> FeatureLibrary:
@@ -65,7 +65,7 @@ ARMS: dict[str, tuple[Callable[[], AnomalySegmenter], str]] = {  # how it is mad
     "gaussian, one place": (lambda: PositionGaussian(cuts=()), "whole"),
     "gaussian": (lambda: PositionGaussian(), "whole"),
     "gaussian, mean": (lambda: PositionGaussian(level="mean"), "whole"),
-    "gaussian, wide": (lambda: PositionGaussian(level="mean", windows=((7, 15), (13, 31)), smoothing=6.0), "whole"),
+    "gaussian, wide": (lambda: PositionGaussian(level="mean", windows=WIDE, smoothing=6.0), "whole"),
     "gaussian, wide streaks": (wide, "whole"),
     "fusion": (lambda: ScoreFusion([PositionGaussian(), wide()], limits=[None, 1.0]), "whole"),
     "fusion, no limit": (lambda: ScoreFusion([PositionGaussian(), wide()]), "whole"),
