@@ -200,14 +200,16 @@ class FeatureLibrary(AnomalySegmenter):
         data = finite_pixels(image)
         padded = pad_to_multiple(torch.where(data[:, None], scaled, torch.nan), self.net.multiple)
         edges = (0, padded.shape[-1] - image.shape[-1], 0, padded.shape[-2] - image.shape[-2])
-        data, keep = (torch.nn.functional.pad(one, edges) for one in (data, keep))
+        data = torch.nn.functional.pad(data, edges)
         features = joined_levels(self.net(padded, data), self.patch)
         grid = (features.shape[2], features.shape[3])
-        whole = covered_cells(keep, grid, self.patch)[0]
+        some = covered_cells(data, grid)[1]
+        # The padding is made of the image, and alike in every one: were it missing, no patch of that rim would be in the library.
+        whole = covered_cells(torch.nn.functional.pad(keep, edges, value=True), grid, self.patch)[0] & some
         size = (padded.shape[-2], padded.shape[-1])
         place = patch_places(grid, size, (image.shape[-2], image.shape[-1])).to(features)
         rows = torch.cat([features, place.expand(len(image), *place.shape)], 1)
-        return _Patches(rows, whole, covered_cells(data, grid)[1], size)
+        return _Patches(rows, whole, some, size)
 
     def _find_route(self, image: Tensor, patches: _Patches) -> Route | None:
         if self.router is None:
@@ -263,7 +265,7 @@ class FeatureLibrary(AnomalySegmenter):
         """Count the patches that hold data alone, normal or not."""
         edges = (0, patches.padded[1] - data.shape[-1], 0, patches.padded[0] - data.shape[-2])
         grid = (patches.whole.shape[1], patches.whole.shape[2])
-        return int(covered_cells(torch.nn.functional.pad(data, edges), grid, self.patch)[0].sum())
+        return int((covered_cells(torch.nn.functional.pad(data, edges, value=True), grid, self.patch)[0] & patches.some).sum())
 
     @torch.no_grad()
     def _fit(self, parts: list[_Gathered]) -> None:

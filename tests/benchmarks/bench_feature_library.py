@@ -44,6 +44,7 @@ METHODS = {
     "anomalib": "anomalib's PatchcoreModel",
     "library": "FeatureLibrary as PatchCore",
     "bounded": "FeatureLibrary, memory 8,192",
+    "placed": "the same, l2, border",
     "border": "FeatureLibrary, border",
     "bank": "FeatureLibrary, filter bank, border",
 }
@@ -202,9 +203,11 @@ def anomalib_model(train: list[Tensor], share: float) -> tuple[Callable[[], None
 
 def library(kind: str, share: float, train: list[dict[str, Any]], folder: str) -> tuple[Callable[[], None], Callable[[Tensor], Tensor]]:
     bank = FilterBankFeatures((1.0, 2.0, 4.0), step=4)
+    bounded = {"memory": 8192, "coreset": min(8192, int(share * 500 * len(train)))}
     options: dict[str, Any] = {
         "library": {"normalise": "none", "memory": 1 << 20},
-        "bounded": {"normalise": "none", "memory": 8192, "coreset": min(8192, int(share * 500 * len(train)))},
+        "bounded": {"normalise": "none", **bounded},
+        "placed": {"normalise": "l2", "position": PatchPosition(border=1.0), **bounded},
         "border": {"normalise": "whiten", "position": PatchPosition(border=1.0)},
         "bank": {"normalise": "whiten", "position": PatchPosition(border=1.0), "encoder": bank, "patch": 1},
     }[kind]

@@ -102,7 +102,7 @@ def test_feature_library__knows_where_the_features_of_a_reconstruction_lie(tmp_p
     keep[:, 40:] = False
     patches = method._patches(torch.zeros(1, 2, 60, 100), keep)
     assert patches.padded == (64, 112)
-    assert patches.whole[0].int().tolist() == [[1] * 6 + [0]] * 2 + [[0] * 7] * 2  # cells of 16 pixels, the last of them padded
+    assert patches.whole[0].int().tolist() == [[1] * 7] * 2 + [[0] * 7] * 2  # cells of 16 pixels, the last of them partly padding
 
 
 @pytest.mark.parametrize("normalise", ["l2", "whiten", "standardise", "none"])
@@ -382,3 +382,21 @@ def test_feature_library__of_two_processes_is_that_of_one(tmp_path, request):
     assert one["library"] == two["library"] == round(0.2 * 9 * 12 * 16)
     assert one["limit"] == pytest.approx(two["limit"], rel=1e-3)
     assert one["score"] == pytest.approx(two["score"], rel=1e-2, abs=1e-2)
+
+
+def test_padding__does_not_keep_the_patches_of_its_rim_out_of_the_library(tmp_path):
+    def noise(count, seed):
+        generator = torch.Generator().manual_seed(seed)
+        mask = torch.zeros(46, 46, dtype=torch.int64)  # padded to 48, so that the last cells of 8 pixels hold two of padding
+        return [{"image": torch.randn(2, 46, 46, generator=generator), "mask": mask, "name": str(i)} for i in range(count)]
+
+    torch.manual_seed(0)
+    method = FeatureLibrary(2, encoder=RandomPyramid(8, (2,)), smoothing=0.0, coreset=24 * 36)
+    trainer(tmp_path).fit(method, loader(noise(24, 0)), loader(noise(2, 1)))
+    assert method.library.shape[0] == 24 * 36
+    with torch.no_grad():
+        score = method.eval().score_map(torch.stack([one["image"] for one in noise(16, 2)])).mean(0)
+    rim = score.new_zeros(46, 46, dtype=torch.bool)
+    rim[-6:], rim[:, -6:] = True, True
+    opposite = rim.flip(0, 1)
+    assert float(score[rim & ~opposite].mean()) < 1.1 * float(score[opposite & ~rim].mean())
