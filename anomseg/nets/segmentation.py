@@ -139,6 +139,8 @@ class CompactNet(SegmentationNet):
         # At the finest level convolutions would cost as much as all of the others together, and the head sees its skip anyway.
         self.refine = nn.ModuleList([nn.ReLU(), *(ResidualUnit(widths[0] * 2, spec.norm) for _ in widths[1:])])
         self.head = nn.Conv2d(widths[0] * 2, outputs, 1)
+        if spec.norm == "batch":  # a step takes a quarter less time on a CPU; group norms in bfloat16 would take more
+            self.to(memory_format=torch.channels_last)
 
     @property
     def decoder(self) -> Sequence[nn.Module]:
