@@ -75,7 +75,7 @@ def pebal_losses(
     energy = free_energy(known)
     if recipe.abstention:
         penalty = energy_penalty(energy, recipe.floor if bounded else 0.0, detach=bounded)
-        losses = {"classes": recipe.abstention * abstention_loss(wide, penalty, label, outlier, recipe.outlier)}
+        losses = {"classes": recipe.abstention * abstention_loss(wide, penalty, label, outlier, recipe.outlier, energy)}
     else:
         losses = {"classes": class_loss(known, label)}
     if recipe.energy:
