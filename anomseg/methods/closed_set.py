@@ -152,14 +152,17 @@ class ClosedSetSegmenter(AnomalySegmenter):
             ValueError: the image has other bands.
             NotFittedError: neither trained nor started from trained weights.
         """
+        return cast(Tensor, self.network(self.normalised(image)))
+
+    def normalised(self, image: Tensor) -> Tensor:
+        """Bring the bands to the statistics of the training images, 0 where there is no data; raises as `logits` does."""
         if image.ndim != 4 or image.shape[1] != self.in_channels:
             raise ValueError(
                 f"Expected images (B, {self.in_channels}, H, W), but got {tuple(image.shape)}. Set in_channels to their bands."
             )
         if not is_exporting() and not bool(self.std.any()):
             raise NotFittedError("Expected a trained net, but it holds no statistics of the bands. Call `trainer.fit` first.")
-        filled, _ = fill_nodata((image - self.mean[:, None, None]) / self.std[:, None, None])
-        return cast(Tensor, self.network(filled))
+        return fill_nodata((image - self.mean[:, None, None]) / self.std[:, None, None])[0]
 
     def score(self, image: Tensor) -> Tensor:
         """Score by the read-out, and keep the known class that fits best, `classes` (B, H, W), for mIoU and `predict`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,12 @@ from anomseg.methods.pebal_training import (
 )
 from anomseg.methods.training_data import gathered_objects
 from anomseg.nets.evaluation_mode import evaluation_mode
-from anomseg.nets.segmentation import SegmentationSpec
+from anomseg.nets.segmentation import SegmentationNet, SegmentationSpec
 from anomseg.optimisation import Optimisation
 from anomseg.sample import IGNORE
 
 Trainable = Literal["head", "decoder", "all"]
-ScoreRule = Literal["energy", "entropy", "abstain", "fusion"]
+ScoreRule = Literal["energy", "entropy", "abstain", "fusion", "ensemble"]
 
 
 class PEBAL(ClosedSetSegmenter):
@@ -48,8 +48,9 @@ class PEBAL(ClosedSetSegmenter):
         trainable: `head` alone, head and `decoder` as published, or `all`.
         margins: energies of inliers and outliers at which the hinge rests; None measures them on the first batches. A net of fresh weights
             tells nothing by its energies: there the hinge rests for an epoch, and margins are measured after it.
-        score_rule: free `energy` of the known classes as published, their `entropy`, the logarithm of the probability to `abstain`, or
-            the `fusion` of energy and entropy, each in standard deviations of the inliers.
+        score_rule: free `energy` of the known classes as published, their `entropy`, the logarithm of the probability to `abstain`, the
+            `fusion` of energy and entropy, each in standard deviations of the inliers, or the `ensemble` of these three and the entropy of
+            the net as it was before, which is kept beside and asked as well: twice the weights and the work of a prediction.
         paper_faithful: the penalty with gradient and without bound, margins of -12 and -6, and frozen batch norms and dropouts in training
             mode; it collapses on a net whose energies are not that low.
         smoothing: standard deviation in pixels of a Gaussian over the score; the published 7 x 7 blur is 1.
@@ -64,6 +65,7 @@ class PEBAL(ClosedSetSegmenter):
 
     margin: Tensor
     inliers: Tensor
+    before_inliers: Tensor
 
     def __init__(
         self,
@@ -96,12 +98,26 @@ class PEBAL(ClosedSetSegmenter):
         self.recipe: PEBALLoss = build(recipe, PEBALLoss) or PEBALLoss()
         self.trainable, self.margins, self.score_rule, self.paper_faithful = trainable, margins, score_rule, paper_faithful
         self.register_buffer("margin", torch.full((2,), torch.nan))
-        self.register_buffer("inliers", torch.zeros(3, 2))  # weight, mean and mean square of energy and entropy
+        self.before: SegmentationNet | None = None
+        self._scored = 3 if score_rule == "ensemble" and self.recipe.abstention else 2  # energy, entropy, abstention where it is learnt
+        self.register_buffer("inliers", torch.zeros(3, self._scored))  # weight, mean and mean square of each
+        if score_rule == "ensemble":
+            self.before = self.net.build(in_channels, classes).requires_grad_(False)
+            self.register_buffer("before_inliers", torch.full((2,), torch.nan))  # mean and deviation of its entropy
         self._fresh = self._resting = False  # whether training began with fresh weights, and whether the hinge waits for margins
         self._at = PUBLISHED_MARGINS
 
     def begin_fresh(self) -> None:
-        """Warn where there are no trained weights."""
+        """Warn where there are no trained weights; an ensemble refuses them.
+
+        Raises:
+            ValueError: an ensemble would ask fresh weights.
+        """
+        if self.before is not None:
+            raise ValueError(
+                "Expected a trained net to keep for score_rule='ensemble', but got fresh weights. Give segmenter=, the checkpoint of a "
+                "Segmenter, or take score_rule='fusion'."
+            )
         self._fresh = True
         warnings.warn(
             "PEBAL starts from fresh weights: it learns the classes and to abstain at once, needs the epochs of both, and shows no "
@@ -135,6 +151,31 @@ class PEBAL(ClosedSetSegmenter):
         else:
             self._at = (float(self.margin[0]), float(self.margin[1]))
         self._fresh = False
+        if self.before is not None and bool(self.before_inliers.isnan().any()):
+            self._keep(self.before)
+
+    def _keep(self, before: SegmentationNet) -> None:
+        """Keep the net as it is before the first step, and the moments of its entropy over the inliers of the first batches."""
+        own = self.network.state_dict()
+        before.load_state_dict({name: own[name][: len(value)] if value.ndim else own[name] for name, value in before.state_dict().items()})
+
+        def entropies() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for batch, label, outlier in first_batches(self):
+                with torch.no_grad():
+                    yield softmax_entropy(self._asked(before, batch["image"]).float()), label != IGNORE, outlier
+
+        count, first, second = torch.stack(gathered_objects(energy_sums(entropies()))).sum(0)[0].tolist()
+        mean = first / max(count, 1)
+        self.before_inliers = torch.tensor([mean, max(second / max(count, 1) - mean * mean, 1e-12) ** 0.5]).to(self.before_inliers)
+
+    def _asked(self, before: SegmentationNet, image: Tensor) -> Tensor:
+        with evaluation_mode(before):  # its norms must not drift
+            return cast(Tensor, before(self.normalised(image)))
+
+    def logits(self, image: Tensor) -> Tensor:
+        """Compute all outputs: K + 1 of the net, and after them the K of the net before where it is kept; see the base class."""
+        own = cast(Tensor, self.network(self.normalised(image)))
+        return own if self.before is None else torch.cat([own, self._asked(self.before, image)], 1)
 
     def _rest_at(self, margins: tuple[float, float]) -> None:
         self._at = margins
@@ -168,7 +209,7 @@ class PEBAL(ClosedSetSegmenter):
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Compute the terms of the loss; a batch without outliers, or of outliers alone, has those that it can."""
         label, outlier = self.training_truth(batch)
-        logits = self.logits(batch["image"])
+        logits = self.network(self.normalised(batch["image"]))
         with torch.autocast(logits.device.type, enabled=False):
             recipe = replace(self.recipe, energy=0.0) if self._resting else self.recipe
             losses = pebal_losses(logits, label, outlier, self._at, recipe, bounded=not self.paper_faithful)
@@ -179,29 +220,32 @@ class PEBAL(ClosedSetSegmenter):
 
     @torch.no_grad()
     def _observe(self, logits: Tensor, inlier: Tensor) -> None:
-        """Bring the moments of the inliers' energy and entropy up to date."""
+        """Bring the moments of the inliers' scores up to date."""
         sparse = (..., slice(None, None, 4), slice(None, None, 4))
-        counted, values = inlier[sparse], torch.stack(self._parts(logits[sparse]))
+        counted, values = inlier[sparse], self._parts(logits[sparse])
         powers = torch.stack([torch.ones_like(values), values, values.square()])
         self.inliers = running_moments(self.inliers, torch.where(counted, powers, 0.0).sum((2, 3, 4)))
 
-    def _parts(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute free energy and entropy of the known classes, (B, H, W) each."""
-        known = logits[:, : self.classes]
-        return free_energy(known), softmax_entropy(known)
+    def _parts(self, logits: Tensor) -> Tensor:
+        """Compute free energy and entropy of the known classes, and in an ensemble the log probability to abstain: (2 or 3, B, H, W)."""
+        own, known = logits[:, : self.classes + 1], logits[:, : self.classes]
+        parts = [free_energy(known), softmax_entropy(known)]
+        return torch.stack(parts if self._scored == len(parts) else [*parts, own.log_softmax(1)[:, -1]])
 
     def read(self, logits: Tensor) -> Tensor:
         """Score by `score_rule`; see the base class."""
         if self.score_rule == "abstain":
-            return logits.log_softmax(1)[:, -1]
+            return logits[:, : self.classes + 1].log_softmax(1)[:, -1]
         if self.score_rule == "energy":
             return free_energy(logits[:, : self.classes])
         if self.score_rule == "entropy":
             return softmax_entropy(logits[:, : self.classes])
-        energy, entropy = self._parts(logits)
-        _, mean, square = self.inliers
-        spread = (square - mean.square()).clamp_min(1e-12).sqrt()
-        fused: Tensor = (energy - mean[0]) / spread[0] + (entropy - mean[1]) / spread[1]
+        _, mean, square = self.inliers[..., None, None, None]
+        parts = (self._parts(logits) - mean) / (square - mean.square()).clamp_min(1e-12).sqrt()
+        fused: Tensor = parts[:2].sum(0)
+        if self.score_rule == "ensemble":
+            before = softmax_entropy(logits[:, self.classes + 1 :])
+            fused = parts.sum(0) + (before - self.before_inliers[0]) / self.before_inliers[1]
         return fused
 
     def diagnostics(self) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ def segmenter(tmp_path_factory):
     return str(folder / "segmenter.ckpt"), loop.test(method, loader(seed=2), verbose=False)[0]
 
 
-@pytest.mark.parametrize("score_rule", ["energy", "entropy", "abstain", "fusion"])
+@pytest.mark.parametrize("score_rule", ["energy", "entropy", "abstain", "fusion", "ensemble"])
 def test_pebal__finds_outliers_and_keeps_the_classes(segmenter, tmp_path, score_rule):
     torch.manual_seed(0)
     path, before = segmenter
@@ -55,6 +55,56 @@ def test_fusion__adds_energy_and_entropy_in_deviations_of_the_inliers_and_leaves
     torch.testing.assert_close(method.read(logits), expected)
     logits[:, 3] = 9.0
     torch.testing.assert_close(method.read(logits), expected)
+
+
+def test_ensemble__adds_the_abstention_and_the_entropy_of_the_net_before():
+    torch.manual_seed(0)
+    method, logits = PEBAL(3, NET, score_rule="ensemble"), torch.randn(2, 7, 5, 6)
+    method.inliers = torch.tensor([[1.0, 1.0, 1.0], [-2.0, 0.5, -3.0], [8.0, 0.5, 25.0]])  # deviations 2, 0.5 and 4
+    method.before_inliers = torch.tensor([0.2, 0.1])
+    fused = PEBAL(3, NET, score_rule="fusion")
+    fused.inliers = method.inliers[:, :2]
+    before = -(logits[:, 4:].softmax(1) * logits[:, 4:].log_softmax(1)).sum(1) / torch.tensor(3.0).log()
+    expected = fused.read(logits) + (logits[:, :4].log_softmax(1)[:, 3] + 3) / 4 + (before - 0.2) / 0.1
+    torch.testing.assert_close(method.read(logits), expected)
+
+
+def test_ensemble__leaves_an_abstention_out_that_is_not_learnt():
+    torch.manual_seed(0)
+    method, logits = PEBAL(3, NET, score_rule="ensemble", recipe=MAX_ENTROPY), torch.randn(2, 7, 5, 6)
+    method.inliers, method.before_inliers = torch.tensor([[1.0, 1.0], [-2.0, 0.5], [8.0, 0.5]]), torch.tensor([0.2, 0.1])
+    score = method.read(logits)
+    logits[:, 3] += 5.0
+    torch.testing.assert_close(method.read(logits), score)
+
+
+def test_ensemble__keeps_the_net_as_it_was_through_training_and_resuming(segmenter, tmp_path):
+    torch.manual_seed(0)
+    held = torch.load(segmenter[0], weights_only=False)["state_dict"]
+    data, validation = loader(count=16), loader(seed=1)
+
+    def unlike(method):
+        return [name for name, value in method.before.state_dict().items() if not torch.equal(value, held[f"network.{name}"])]
+
+    method = PEBAL(3, NET, segmenter=segmenter[0], score_rule="ensemble", optimisation=STEPS)
+    loop = trainer(tmp_path, 2)
+    loop.fit(method, data, validation)
+    loop.save_checkpoint(tmp_path / "first.ckpt")
+    assert unlike(method) == []
+    assert not torch.equal(method.network.head.weight[:3], held["network.head.weight"])
+    moments = method.before_inliers.clone()
+    assert float(moments[1]) > 0
+    method.train().logits(next(iter(validation))["image"])  # in whatever mode it is asked
+    assert unlike(method) == []
+    resumed = PEBAL(3, NET, segmenter="not there any more", score_rule="ensemble", optimisation=STEPS)
+    trainer(tmp_path, 3).fit(resumed, data, validation, ckpt_path=tmp_path / "first.ckpt", weights_only=False)
+    assert unlike(resumed) == []
+    assert torch.equal(resumed.before_inliers, moments)
+
+
+def test_ensemble__wants_a_trained_net_to_keep(tmp_path):
+    with pytest.raises(ValueError, match="score_rule='fusion'"):
+        trainer(tmp_path).fit(PEBAL(3, NET, score_rule="ensemble"), loader(), loader(seed=1))
 
 
 def collapse(segmenter, folder, **options):
