@@ -167,10 +167,14 @@ class ClosedSetSegmenter(AnomalySegmenter):
     def score(self, image: Tensor) -> Tensor:
         """Score by the read-out, and keep the known class that fits best, `classes` (B, H, W), for mIoU and `predict`."""
         logits = self.logits(image)
-        self.further_maps = {"classes": logits[:, : self.classes].argmax(1)}
+        self.further_maps = {"classes": self.votes(logits).argmax(1)}
         with torch.autocast(image.device.type, enabled=False):
             score = self.read(logits.float())
         return gaussian(score, self.smoothing, finite_pixels(image)) if self.smoothing else score
+
+    def votes(self, logits: Tensor) -> Tensor:
+        """Take what speaks for each known class, (B, K, H, W), from all outputs (B, outputs, H, W): their own by default."""
+        return logits[:, : self.classes]
 
     @abstractmethod
     def read(self, logits: Tensor) -> Tensor:

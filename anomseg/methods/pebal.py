@@ -50,7 +50,8 @@ class PEBAL(ClosedSetSegmenter):
             tells nothing by its energies: there the hinge rests for an epoch, and margins are measured after it.
         score_rule: free `energy` of the known classes as published, their `entropy`, the logarithm of the probability to `abstain`, the
             `fusion` of energy and entropy, each in standard deviations of the inliers, or the `ensemble` of these three and the entropy of
-            the net as it was before, which is kept beside and asked as well: twice the weights and the work of a prediction.
+            the net as it was before, which is kept beside and asked as well, also for the classes: twice the weights and the work of a
+            prediction.
         paper_faithful: the penalty with gradient and without bound, margins of -12 and -6, and frozen batch norms and dropouts in training
             mode; it collapses on a net whose energies are not that low.
         smoothing: standard deviation in pixels of a Gaussian over the score; the published 7 x 7 blur is 1.
@@ -231,6 +232,11 @@ class PEBAL(ClosedSetSegmenter):
         own, known = logits[:, : self.classes + 1], logits[:, : self.classes]
         parts = [free_energy(known), softmax_entropy(known)]
         return torch.stack(parts if self._scored == len(parts) else [*parts, own.log_softmax(1)[:, -1]])
+
+    def votes(self, logits: Tensor) -> Tensor:
+        """Take the logits of the known classes, and add those of the net before where it is kept; see the base class."""
+        own = logits[:, : self.classes]
+        return own if self.before is None else own + logits[:, self.classes + 1 :]
 
     def read(self, logits: Tensor) -> Tensor:
         """Score by `score_rule`; see the base class."""

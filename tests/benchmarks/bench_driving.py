@@ -120,7 +120,7 @@ def figures(method: ClosedSetSegmenter, data: DrivingDataModule) -> dict[str, An
     masks, miou = [], MeanIoU(method.classes)
     for batch in data.test_dataloader():
         logits = method.logits(batch["image"]).float()
-        miou.update(logits[:, : method.classes].argmax(1), batch["label"])
+        miou.update(method.votes(logits).argmax(1), batch["label"])
         masks.append(batch["mask"])
         if isinstance(method, PEBAL):
             for rule in get_args(ScoreRule)[: None if method.before is not None else -1]:

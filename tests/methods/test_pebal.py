@@ -67,6 +67,7 @@ def test_ensemble__adds_the_abstention_and_the_entropy_of_the_net_before():
     before = -(logits[:, 4:].softmax(1) * logits[:, 4:].log_softmax(1)).sum(1) / torch.tensor(3.0).log()
     expected = fused.read(logits) + (logits[:, :4].log_softmax(1)[:, 3] + 3) / 4 + (before - 0.2) / 0.1
     torch.testing.assert_close(method.read(logits), expected)
+    torch.testing.assert_close(method.votes(logits), logits[:, :3] + logits[:, 4:])
 
 
 def test_ensemble__leaves_an_abstention_out_that_is_not_learnt():
