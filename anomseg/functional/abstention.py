@@ -44,7 +44,7 @@ def energy_penalty(energy: Tensor, floor: float = 1.0, *, detach: bool = True) -
         raise ValueError(
             f"Expected energy (B, H, W) with sides of at least 4 pixels and floor >= 0, but got {tuple(energy.shape)} and {floor}."
         )
-    place = torch.arange(-3.0, 4.0)
+    place = torch.arange(-3.0, 4.0, dtype=torch.float64)
     kernel = torch.exp(-place.square() / 2)
     weights = (kernel / kernel.sum()).tolist()
     blurred = F.pad((energy.detach() if detach else energy).square()[:, None], (3, 3, 3, 3), mode="reflect")[:, 0]
