@@ -200,16 +200,21 @@ class FeatureLibrary(AnomalySegmenter):
         data = finite_pixels(image)
         padded = pad_to_multiple(torch.where(data[:, None], scaled, torch.nan), self.net.multiple)
         edges = (0, padded.shape[-1] - image.shape[-1], 0, padded.shape[-2] - image.shape[-2])
-        data = torch.nn.functional.pad(data, edges)
-        features = joined_levels(self.net(padded, data), self.patch)
+        features = joined_levels(self.net(padded, torch.nn.functional.pad(data, edges)), self.patch)
         grid = (features.shape[2], features.shape[3])
-        some = covered_cells(data, grid)[1]
-        # The padding is made of the image, and alike in every one: were it missing, no patch of that rim would be in the library.
-        whole = covered_cells(torch.nn.functional.pad(keep, edges, value=True), grid, self.patch)[0] & some
         size = (padded.shape[-2], padded.shape[-1])
         place = patch_places(grid, size, (image.shape[-2], image.shape[-1])).to(features)
         rows = torch.cat([features, place.expand(len(image), *place.shape)], 1)
-        return _Patches(rows, whole, some, size)
+        return _Patches(rows, *self._cells(keep, data, grid, size), size)
+
+    def _cells(self, keep: Tensor, data: Tensor, grid: tuple[int, int], padded: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Find the cells (B, h, w) with data whose patch holds kept pixels alone, and all with data.
+
+        The padding is made of the image, and alike in every one: were it missing, no patch of that rim would be in the library.
+        """
+        edges = (0, padded[1] - keep.shape[-1], 0, padded[0] - keep.shape[-2])
+        some = covered_cells(torch.nn.functional.pad(data, edges), grid)[1]
+        return covered_cells(torch.nn.functional.pad(keep, edges, value=True), grid, self.patch)[0] & some, some
 
     def _find_route(self, image: Tensor, patches: _Patches) -> Route | None:
         if self.router is None:
@@ -249,7 +254,8 @@ class FeatureLibrary(AnomalySegmenter):
             normal = normal_pixels(batch)
             image = torch.where(normal[:, None], batch["image"], torch.nan)  # what is not normal reaches no neighbour's features
             patches = self._patches(image, normal)
-            complete += self._complete(finite_pixels(batch["image"]), patches)
+            data, grid = finite_pixels(batch["image"]), (patches.whole.shape[1], patches.whole.shape[2])
+            complete += int(self._cells(data, data, grid, patches.padded)[0].sum())  # normal or not
             number = torch.arange(len(image)) + len(categories)
             rows = patches.rows.movedim(1, -1)[patches.whole]
             kept.add(rows, number.repeat_interleave(patches.whole.sum((1, 2)).cpu())[:, None])
@@ -260,12 +266,6 @@ class FeatureLibrary(AnomalySegmenter):
             categories += list(batch.get("category", [""] * len(image)))
         tags = kept.tags[:, 0] if kept.seen else torch.empty(0)
         return _Gathered(kept.key, kept.rows, tags, categories, described, kept.seen, complete)
-
-    def _complete(self, data: Tensor, patches: _Patches) -> int:
-        """Count the patches that hold data alone, normal or not."""
-        edges = (0, patches.padded[1] - data.shape[-1], 0, patches.padded[0] - data.shape[-2])
-        grid = (patches.whole.shape[1], patches.whole.shape[2])
-        return int((covered_cells(torch.nn.functional.pad(data, edges, value=True), grid, self.patch)[0] & patches.some).sum())
 
     @torch.no_grad()
     def _fit(self, parts: list[_Gathered]) -> None:

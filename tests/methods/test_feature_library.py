@@ -400,3 +400,11 @@ def test_padding__does_not_keep_the_patches_of_its_rim_out_of_the_library(tmp_pa
     rim[-6:], rim[:, -6:] = True, True
     opposite = rim.flip(0, 1)
     assert float(score[rim & ~opposite].mean()) < 1.1 * float(score[opposite & ~rim].mean())
+
+
+def test_void__that_covers_whole_cells_is_said_to_leave_few_patches(tmp_path):
+    data = samples()
+    for one in data:
+        one["mask"][:, 16:] = 255
+    with pytest.warns(UserWarning, match=r"Only \d+ of the 6144 patches"):  # 8 images of 24 x 32 cells
+        fitted(tmp_path, data)
