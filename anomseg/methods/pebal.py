@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
@@ -100,8 +100,8 @@ class PEBAL(ClosedSetSegmenter):
         self.trainable, self.margins, self.score_rule, self.paper_faithful = trainable, margins, score_rule, paper_faithful
         self.register_buffer("margin", torch.full((2,), torch.nan))
         self.before: SegmentationNet | None = None
-        self._scored = 3 if score_rule == "ensemble" and self.recipe.abstention else 2  # energy, entropy, abstention where it is learnt
-        self.register_buffer("inliers", torch.zeros(3, self._scored))  # weight, mean and mean square of each
+        # Weight, mean and mean square of energy and entropy, and in an ensemble of the abstention, where it is learnt.
+        self.register_buffer("inliers", torch.zeros(3, 3 if score_rule == "ensemble" and self.recipe.abstention else 2))
         if score_rule == "ensemble":
             self.before = self.net.build(in_channels, classes).requires_grad_(False)
             self.register_buffer("before_inliers", torch.full((2,), torch.nan))  # mean and deviation of its entropy
@@ -160,23 +160,18 @@ class PEBAL(ClosedSetSegmenter):
         own = self.network.state_dict()
         before.load_state_dict({name: own[name][: len(value)] if value.ndim else own[name] for name, value in before.state_dict().items()})
 
-        def entropies() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-            for batch, label, outlier in first_batches(self):
-                with torch.no_grad():
-                    yield softmax_entropy(self._asked(before, batch["image"]).float()), label != IGNORE, outlier
-
-        count, first, second = torch.stack(gathered_objects(energy_sums(entropies()))).sum(0)[0].tolist()
+        count, first, second = self._sums(before, softmax_entropy)[0].tolist()
         mean = first / max(count, 1)
         self.before_inliers = torch.tensor([mean, max(second / max(count, 1) - mean * mean, 1e-12) ** 0.5]).to(self.before_inliers)
 
-    def _asked(self, before: SegmentationNet, image: Tensor) -> Tensor:
-        with evaluation_mode(before):  # its norms must not drift
-            return cast(Tensor, before(self.normalised(image)))
-
     def logits(self, image: Tensor) -> Tensor:
         """Compute all outputs: K + 1 of the net, and after them the K of the net before where it is kept; see the base class."""
-        own = cast(Tensor, self.network(self.normalised(image)))
-        return own if self.before is None else torch.cat([own, self._asked(self.before, image)], 1)
+        filled = self.normalised(image)
+        own = cast(Tensor, self.network(filled))
+        if self.before is None:
+            return own
+        with evaluation_mode(self.before):  # its norms must not drift
+            return torch.cat([own, self.before(filled)], 1)
 
     def _rest_at(self, margins: tuple[float, float]) -> None:
         self._at = margins
@@ -184,14 +179,17 @@ class PEBAL(ClosedSetSegmenter):
             self.margin = torch.tensor(margins).to(self.margin)
 
     def _measured(self) -> tuple[float, float]:
-        return measured_margins(torch.stack(gathered_objects(energy_sums(self._energies()))).sum(0))
+        return measured_margins(self._sums(self.network, free_energy))
 
-    @torch.no_grad()
-    def _energies(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Give energy, inliers and outliers of the first batches, by the net as it is."""
-        with evaluation_mode(self.network):
-            for batch, label, outlier in first_batches(self):
-                yield free_energy(self.logits(batch["image"])[:, : self.classes].float()), label != IGNORE, outlier
+    def _sums(self, net: SegmentationNet, read: Callable[[Tensor], Tensor]) -> Tensor:
+        """Sum up what a net, as it is, says of the inliers and outliers of the first batches of all ranks; see `energy_sums`."""
+
+        def told() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            with evaluation_mode(net), torch.no_grad():
+                for batch, label, outlier in first_batches(self):
+                    yield read(net(self.normalised(batch["image"]))[:, : self.classes].float()), label != IGNORE, outlier
+
+        return torch.stack(gathered_objects(energy_sums(told()))).sum(0)
 
     def on_train_epoch_start(self) -> None:
         """Measure margins that were put off."""
@@ -229,9 +227,12 @@ class PEBAL(ClosedSetSegmenter):
 
     def _parts(self, logits: Tensor) -> Tensor:
         """Compute free energy and entropy of the known classes, and in an ensemble the log probability to abstain: (2 or 3, B, H, W)."""
-        own, known = logits[:, : self.classes + 1], logits[:, : self.classes]
+        known = logits[:, : self.classes]
         parts = [free_energy(known), softmax_entropy(known)]
-        return torch.stack(parts if self._scored == len(parts) else [*parts, own.log_softmax(1)[:, -1]])
+        return torch.stack(parts if self.inliers.shape[1] == len(parts) else [*parts, self._abstention(logits)])
+
+    def _abstention(self, logits: Tensor) -> Tensor:
+        return logits[:, : self.classes + 1].log_softmax(1)[:, -1]
 
     def votes(self, logits: Tensor) -> Tensor:
         """Take the logits of the known classes, and add those of the net before where it is kept; see the base class."""
@@ -241,7 +242,7 @@ class PEBAL(ClosedSetSegmenter):
     def read(self, logits: Tensor) -> Tensor:
         """Score by `score_rule`; see the base class."""
         if self.score_rule == "abstain":
-            return logits[:, : self.classes + 1].log_softmax(1)[:, -1]
+            return self._abstention(logits)
         if self.score_rule == "energy":
             return free_energy(logits[:, : self.classes])
         if self.score_rule == "entropy":

@@ -123,7 +123,9 @@ def figures(method: ClosedSetSegmenter, data: DrivingDataModule) -> dict[str, An
         miou.update(method.votes(logits).argmax(1), batch["label"])
         masks.append(batch["mask"])
         if isinstance(method, PEBAL):
-            for rule in get_args(ScoreRule)[: None if method.before is not None else -1]:
+            for rule in get_args(ScoreRule):
+                if rule == "ensemble" and method.before is None:
+                    continue
                 method.score_rule = rule
                 maps.setdefault(rule, []).append(method.read(logits))
         else:
