@@ -1,4 +1,4 @@
-"""Smooth maps of scores without letting pixels that have none take part."""
+"""Smooth and centre maps of scores without letting pixels that have none take part."""
 
 from __future__ import annotations
 
@@ -37,3 +37,18 @@ def gaussian(score: Tensor, sigma: float, valid: Tensor | None = None) -> Tensor
             with torch.autocast(score.device.type, enabled=False):  # a map of few values would be left
                 stack = torch.nn.functional.conv2d(stack.flatten(0, 1)[:, None], kernel.view(shape), padding=padding).view_as(stack)
     return torch.where(keep, stack[:, 0] / stack[:, 1].clamp_min(torch.finfo(torch.float32).tiny), 0.0)
+
+
+def centre(score: Tensor, valid: Tensor) -> Tensor:
+    """Subtract from each map its mean over the valid pixels.
+
+    Args:
+        score: (B, H, W) finite where valid.
+        valid: (B, H, W) bool, False for pixels that have no score.
+
+    Returns:
+        (B, H, W) float32; 0.0 where a pixel is not valid.
+    """
+    kept = torch.where(valid, score.float(), 0.0)
+    mean = kept.sum((1, 2), keepdim=True) / valid.sum((1, 2), keepdim=True).clamp_min(1)
+    return torch.where(valid, kept - mean, 0.0)

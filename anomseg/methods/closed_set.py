@@ -14,7 +14,7 @@ from anomseg.checkpoint_file import read_checkpoint
 from anomseg.config import build
 from anomseg.errors import CheckpointError, NotFittedError
 from anomseg.exporting import is_exporting
-from anomseg.functional.smoothing import gaussian
+from anomseg.functional.smoothing import centre, gaussian
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.svdd_inputs import channel_statistics
 from anomseg.methods.training_data import training_batches
@@ -37,6 +37,8 @@ class ClosedSetSegmenter(AnomalySegmenter):
         segmenter: checkpoint of a trained segmenter whose weights `fit` starts from; None starts from fresh ones. It is not needed later:
             own checkpoints hold all weights, also to resume from.
         smoothing: standard deviation in pixels of a Gaussian over the score; 0 for none.
+        centred: subtract from the score its mean over the pixels of the frame, so that a frame in strange light, which the net doubts
+            everywhere, does not stand above all others. The score of a pixel then depends on the whole of the image that is given.
         calibration: see `AnomalySegmenter`.
         optimisation: see `AnomalySegmenter`.
 
@@ -55,6 +57,7 @@ class ClosedSetSegmenter(AnomalySegmenter):
         outputs: int,
         segmenter: str | None,
         smoothing: float,
+        centred: bool,
         calibration: Calibration | None,
         optimisation: Optimisation | None,
     ) -> None:
@@ -63,7 +66,8 @@ class ClosedSetSegmenter(AnomalySegmenter):
             raise ValueError(
                 f"Expected classes >= 2, in_channels >= 1 and smoothing >= 0, but got {classes}, {in_channels} and {smoothing}."
             )
-        self.classes, self.in_channels, self.segmenter, self.smoothing = classes, in_channels, segmenter, smoothing
+        self.classes, self.in_channels, self.segmenter = classes, in_channels, segmenter
+        self.smoothing, self.centred = smoothing, centred
         self.net: SegmentationSpec = build(net) or CompactSegmenter()
         self.network: SegmentationNet = self.net.build(in_channels, classes)
         if outputs > classes:
@@ -170,7 +174,9 @@ class ClosedSetSegmenter(AnomalySegmenter):
         self.further_maps = {"classes": self.votes(logits).argmax(1)}
         with torch.autocast(image.device.type, enabled=False):
             score = self.read(logits.float())
-        return gaussian(score, self.smoothing, finite_pixels(image)) if self.smoothing else score
+        if self.smoothing:
+            score = gaussian(score, self.smoothing, finite_pixels(image))
+        return centre(score, finite_pixels(image)) if self.centred else score
 
     def votes(self, logits: Tensor) -> Tensor:
         """Take what speaks for each known class, (B, K, H, W), from all outputs (B, outputs, H, W): their own by default."""

@@ -55,6 +55,7 @@ class PEBAL(ClosedSetSegmenter):
         paper_faithful: the penalty with gradient and without bound, margins of -12 and -6, and frozen batch norms and dropouts in training
             mode; it collapses on a net whose energies are not that low.
         smoothing: standard deviation in pixels of a Gaussian over the score; the published 7 x 7 blur is 1.
+        centred: see `ClosedSetSegmenter`.
         calibration: see `AnomalySegmenter`.
         optimisation: see `AnomalySegmenter`; 1e-5 with the poly schedule was published for the WideResNet38, small nets want 1e-3.
 
@@ -80,11 +81,12 @@ class PEBAL(ClosedSetSegmenter):
         score_rule: ScoreRule = "energy",
         paper_faithful: bool = False,
         smoothing: float = 0.0,
+        centred: bool = False,
         calibration: Calibration | None = None,
         optimisation: Optimisation | None = None,
     ) -> None:
         steps = build(optimisation, Optimisation) or Optimisation(1e-3)
-        super().__init__(classes, net, in_channels, classes + 1, segmenter, smoothing, calibration, steps)
+        super().__init__(classes, net, in_channels, classes + 1, segmenter, smoothing, centred, calibration, steps)
         if trainable not in get_args(Trainable) or score_rule not in get_args(ScoreRule):
             raise ValueError(
                 f"Expected trainable of {get_args(Trainable)}, score_rule of {get_args(ScoreRule)}, but got {trainable!r}, {score_rule!r}."

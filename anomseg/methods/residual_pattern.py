@@ -57,6 +57,7 @@ class RPL(ClosedSetSegmenter):
         recipe: weights of the terms, see `RPLLoss`.
         channels: width of the residual's branches.
         smoothing: see `ClosedSetSegmenter`.
+        centred: see `ClosedSetSegmenter`.
         calibration: see `AnomalySegmenter`.
         optimisation: see `AnomalySegmenter`; AdamW at 3e-3 with the cosine schedule by default.
 
@@ -75,11 +76,12 @@ class RPL(ClosedSetSegmenter):
         recipe: RPLLoss | None = None,
         channels: int = 32,
         smoothing: float = 0.0,
+        centred: bool = False,
         calibration: Calibration | None = None,
         optimisation: Optimisation | None = None,
     ) -> None:
         steps = build(optimisation, Optimisation) or Optimisation(3e-3)
-        super().__init__(classes, net, in_channels, classes, segmenter, smoothing, calibration, steps)
+        super().__init__(classes, net, in_channels, classes, segmenter, smoothing, centred, calibration, steps)
         if channels < 2:
             raise ValueError(f"Expected channels >= 2, but got {channels}.")
         self.recipe: RPLLoss = build(recipe, RPLLoss) or RPLLoss()

@@ -34,6 +34,7 @@ class ReadoutSegmenter(ClosedSetSegmenter):
         readout: see `Readout`; `Entropy()` by default.
         segmenter: see `ClosedSetSegmenter`.
         smoothing: see `ClosedSetSegmenter`.
+        centred: see `ClosedSetSegmenter`.
         calibration: see `AnomalySegmenter`.
         optimisation: see `AnomalySegmenter`.
     """
@@ -48,10 +49,11 @@ class ReadoutSegmenter(ClosedSetSegmenter):
         readout: Readout | None,
         segmenter: str | None,
         smoothing: float,
+        centred: bool,
         calibration: Calibration | None,
         optimisation: Optimisation | None,
     ) -> None:
-        super().__init__(classes, net, in_channels, classes, segmenter, smoothing, calibration, optimisation)
+        super().__init__(classes, net, in_channels, classes, segmenter, smoothing, centred, calibration, optimisation)
         self.readout: Readout = build(readout) or Entropy()
         self.register_buffer("moments", torch.zeros(3, classes))  # weight, mean and mean square of each class
 
@@ -93,6 +95,7 @@ class Segmenter(ReadoutSegmenter):
         balance: weight of a class of share p: 1, or 1 / ln(1.02 + p) (`log`), which helps rare classes.
         segmenter: checkpoint whose weights `fit` starts from, or None.
         smoothing: standard deviation in pixels of a Gaussian over the score; the published 7 x 7 blur is 1.
+        centred: see `ClosedSetSegmenter`.
         calibration: see `AnomalySegmenter`.
         optimisation: see `AnomalySegmenter`; AdamW at 2e-3 with the poly schedule by default.
 
@@ -113,10 +116,11 @@ class Segmenter(ReadoutSegmenter):
         balance: Balance = "none",
         segmenter: str | None = None,
         smoothing: float = 0.0,
+        centred: bool = False,
         calibration: Calibration | None = None,
         optimisation: Optimisation | None = None,
     ) -> None:
-        super().__init__(classes, net, in_channels, readout, segmenter, smoothing, calibration, optimisation)
+        super().__init__(classes, net, in_channels, readout, segmenter, smoothing, centred, calibration, optimisation)
         if balance not in ("none", "log"):
             raise ValueError(f"Expected balance 'none' or 'log', but got {balance!r}.")
         self.balance = balance
@@ -172,6 +176,7 @@ class SegmentationReadout(ReadoutSegmenter):
         in_channels: bands of the image.
         readout: what makes the score; `Entropy()` by default.
         smoothing: see `Segmenter`.
+        centred: see `ClosedSetSegmenter`.
         calibration: see `AnomalySegmenter`.
 
     Raises:
@@ -188,9 +193,10 @@ class SegmentationReadout(ReadoutSegmenter):
         in_channels: int = 3,
         readout: Readout | None = None,
         smoothing: float = 0.0,
+        centred: bool = False,
         calibration: Calibration | None = None,
     ) -> None:
-        super().__init__(classes, net, in_channels, readout, segmenter, smoothing, calibration, None)
+        super().__init__(classes, net, in_channels, readout, segmenter, smoothing, centred, calibration, None)
 
     def begin_fresh(self) -> None:
         """Refuse to score by fresh weights.

@@ -26,6 +26,7 @@ from anomseg.data.outlier_paste import OutlierPaste
 from anomseg.data.outlier_sources import OutlierSource, RGBACutouts, SyntheticOutliers, TextureCrops
 from anomseg.functional.score_curves import auroc, average_precision, f1_max, fpr_at_tpr
 from anomseg.functional.score_histogram import count_scores
+from anomseg.functional.smoothing import centre
 from anomseg.methods.closed_set import ClosedSetSegmenter
 from anomseg.methods.pebal import PEBAL, ScoreRule
 from anomseg.methods.pebal_training import PEBALLoss
@@ -35,6 +36,7 @@ from anomseg.metrics.components import ComponentF1
 from anomseg.metrics.segmentation import MeanIoU
 from anomseg.nets.segmentation import CompactSegmenter
 from anomseg.optimisation import Optimisation
+from anomseg.sample import finite_pixels
 
 PATTERN = r"^(0001TP|0006R0|0016E5_0[0-7]|0016E5_08)"
 SPLITS = {
@@ -114,10 +116,15 @@ def trained(
 
 @torch.no_grad()
 def figures(method: ClosedSetSegmenter, data: DrivingDataModule) -> dict[str, Any]:
-    """Measure every read-out that a method has on the test frames."""
+    """Measure every read-out that a method has on the test frames, as it is and less the mean of each frame."""
     data.setup("test")
     maps: dict[str, list[torch.Tensor]] = {}
     masks, miou = [], MeanIoU(method.classes)
+
+    def keep(name: str, score: torch.Tensor, image: torch.Tensor) -> None:
+        maps.setdefault(name, []).append(score)
+        maps.setdefault(f"{name}, centred", []).append(centre(score, finite_pixels(image)))
+
     for batch in data.test_dataloader():
         logits = method.logits(batch["image"]).float()
         miou.update(method.votes(logits).argmax(1), batch["label"])
@@ -127,12 +134,12 @@ def figures(method: ClosedSetSegmenter, data: DrivingDataModule) -> dict[str, An
                 if rule == "ensemble" and method.before is None:
                     continue
                 method.score_rule = rule
-                maps.setdefault(rule, []).append(method.read(logits))
+                keep(rule, method.read(logits), batch["image"])
         else:
             segmenter = cast(Segmenter, method)
             for name, readout in READOUTS.items():
                 segmenter.readout = readout
-                maps.setdefault(name, []).append(segmenter.read(logits))
+                keep(name, segmenter.read(logits), batch["image"])
     truth = torch.cat(masks)
     found: dict[str, Any] = {"miou": float(miou.compute())}
     for name, parts in maps.items():
@@ -183,6 +190,7 @@ def measure(split: str, protocol: str, options: argparse.Namespace) -> None:
             options,
             folder,
         )
+        (folder / "latest.ckpt").rename(folder / "control.ckpt")
         keep("control", method, steps)
     for name in options.arms:
         if (folder / f"{name}.json").exists():

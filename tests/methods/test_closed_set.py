@@ -175,6 +175,39 @@ def test_smoothing__lets_pixels_without_data_have_no_influence():
     torch.testing.assert_close(smoothed[..., 12:], gaussian(sharp[..., 12:], 2.0))
 
 
+@pytest.mark.parametrize("kind", [Segmenter, SegmentationReadout, PEBAL, RPL])
+def test_centred__subtracts_the_mean_of_each_frame(kind, trained):
+    path, _ = trained
+    maps = []
+    for centred in (False, True):
+        torch.manual_seed(0)
+        method = kind(3, net=NET, segmenter=path, centred=centred)
+        method.setup("fit")
+        image = next(iter(loader()))["image"]
+        image[0, :, :5] = torch.nan
+        with torch.no_grad():
+            maps.append(method.eval().score(image))
+    plain, centred = maps[0][..., 5:, :], maps[1][..., 5:, :]
+    torch.testing.assert_close(centred[0], plain[0] - plain[0].mean())
+    torch.testing.assert_close(maps[1][1:], maps[0][1:] - maps[0][1:].mean((1, 2), keepdim=True))
+
+
+def test_centred__ranks_frames_in_another_light_as_those_of_training(trained, tmp_path):
+    path, _ = trained
+
+    class Light(Stripes):
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            return {**sample, "image": 0.25 * sample["image"] + 0.1} if index % 2 else sample
+
+    figures = []
+    for centred in (False, True):
+        method = SegmentationReadout(3, path, NET, centred=centred)
+        method.setup("fit")
+        figures.append(trainer(tmp_path).test(method, DataLoader(Light(seed=3), batch_size=4, collate_fn=collate), verbose=False)[0])
+    assert figures[1]["test_ap"] > figures[0]["test_ap"] + 0.02
+
+
 def test_methods__say_what_is_missing(trained):
     batch = next(iter(loader()))
     with pytest.raises(NotFittedError, match="trained net"):
