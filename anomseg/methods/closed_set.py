@@ -105,7 +105,9 @@ class ClosedSetSegmenter(AnomalySegmenter):
             self.start_from(self.segmenter)
         elif (bands := self.net.ready(self.described)) is not None:
             self._take_bands(*bands)
-        if not bool(self.std.any()):
+        if bool(self.std.any()):
+            self.begin_trained()
+        else:
             self.begin_fresh()
 
     def _check_classes(self) -> None:
@@ -125,6 +127,9 @@ class ClosedSetSegmenter(AnomalySegmenter):
 
     def begin_fresh(self) -> None:
         """Warn or refuse where a first fit begins with fresh weights; nothing by default."""
+
+    def begin_trained(self) -> None:
+        """Go on from trained weights that were just taken, before a first fit; nothing by default."""
 
     def prepare(self) -> None:
         """Freeze what is not trained, before a fit, resumed or not; nothing by default."""

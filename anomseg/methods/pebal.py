@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
@@ -25,9 +25,10 @@ from anomseg.methods.pebal_training import (
     pebal_losses,
     require_outliers,
 )
+from anomseg.methods.segmenter import class_loss
 from anomseg.methods.training_data import gathered_objects
 from anomseg.nets.evaluation_mode import evaluation_mode
-from anomseg.nets.segmentation import SegmentationNet, SegmentationSpec
+from anomseg.nets.segmentation import SegmentationNet, SegmentationSpec, second_decoder
 from anomseg.optimisation import Optimisation
 from anomseg.sample import IGNORE
 
@@ -49,9 +50,10 @@ class PEBAL(ClosedSetSegmenter):
         margins: energies of inliers and outliers at which the hinge rests; None measures them on the first batches. A net of fresh weights
             tells nothing by its energies: there the hinge rests for an epoch, and margins are measured after it.
         score_rule: free `energy` of the known classes as published, their `entropy`, the logarithm of the probability to `abstain`, the
-            `fusion` of energy and entropy, each in standard deviations of the inliers, or the `ensemble` of these three and the entropy of
-            the net as it was before, which is kept beside and asked as well, also for the classes: twice the weights and the work of a
-            prediction.
+            `fusion` of energy and entropy, each in standard deviations of the inliers, or the `ensemble` of these two and the entropy of
+            the class decoder.
+        class_decoder: give the classes a second decoder and head on the same encoder, which learn them by cross-entropy alone and answer
+            for `classes` and mIoU; the first ones then learn from outliers without harm to the classes. Starts as a copy.
         paper_faithful: the penalty with gradient and without bound, margins of -12 and -6, and frozen batch norms and dropouts in training
             mode; it collapses on a net whose energies are not that low.
         smoothing: standard deviation in pixels of a Gaussian over the score; the published 7 x 7 blur is 1.
@@ -67,7 +69,6 @@ class PEBAL(ClosedSetSegmenter):
 
     margin: Tensor
     inliers: Tensor
-    before_inliers: Tensor
 
     def __init__(
         self,
@@ -79,6 +80,7 @@ class PEBAL(ClosedSetSegmenter):
         trainable: Trainable = "all",
         margins: tuple[float, float] | None = None,
         score_rule: ScoreRule = "energy",
+        class_decoder: bool = False,
         paper_faithful: bool = False,
         smoothing: float = 0.0,
         centred: bool = False,
@@ -91,36 +93,27 @@ class PEBAL(ClosedSetSegmenter):
             raise ValueError(
                 f"Expected trainable of {get_args(Trainable)}, score_rule of {get_args(ScoreRule)}, but got {trainable!r}, {score_rule!r}."
             )
-        if trainable == "decoder" and not self.network.decoder:
+        if (trainable == "decoder" or class_decoder) and not self.network.decoder:
             raise ValueError(
-                f"Expected a net that names its decoder for trainable='decoder', but {type(self.net).__name__} names none. "
-                "Take trainable='head' or 'all'."
+                f"Expected a net that names its decoder for trainable='decoder' or class_decoder=True, but {type(self.net).__name__} names "
+                "none. Take trainable='head' or 'all', without a class decoder."
             )
+        if score_rule == "ensemble" and not class_decoder:
+            raise ValueError("Expected class_decoder=True for score_rule='ensemble', but got False. Give it, or take score_rule='fusion'.")
         if margins is not None and not (len(margins) == 2 and margins[0] <= margins[1]):
             raise ValueError(f"Expected margins of inliers <= outliers, but got {margins}. {PUBLISHED_MARGINS} are the published ones.")
         self.recipe: PEBALLoss = build(recipe, PEBALLoss) or PEBALLoss()
         self.trainable, self.margins, self.score_rule, self.paper_faithful = trainable, margins, score_rule, paper_faithful
+        self.class_decoder = class_decoder
         self.register_buffer("margin", torch.full((2,), torch.nan))
-        self.before: SegmentationNet | None = None
-        # Weight, mean and mean square of energy and entropy, and in an ensemble of the abstention, where it is learnt.
-        self.register_buffer("inliers", torch.zeros(3, 3 if score_rule == "ensemble" and self.recipe.abstention else 2))
-        if score_rule == "ensemble":
-            self.before = self.net.build(in_channels, classes).requires_grad_(False)
-            self.register_buffer("before_inliers", torch.full((2,), torch.nan))  # mean and deviation of its entropy
+        self.classifier = second_decoder(self.network) if class_decoder else None
+        # Weight, mean and mean square of energy and entropy, and of the entropy of the class decoder.
+        self.register_buffer("inliers", torch.zeros(3, 3 if class_decoder else 2))
         self._fresh = self._resting = False  # whether training began with fresh weights, and whether the hinge waits for margins
         self._at = PUBLISHED_MARGINS
 
     def begin_fresh(self) -> None:
-        """Warn where there are no trained weights; an ensemble refuses them.
-
-        Raises:
-            ValueError: an ensemble would ask fresh weights.
-        """
-        if self.before is not None:
-            raise ValueError(
-                "Expected a trained net to keep for score_rule='ensemble', but got fresh weights. Give segmenter=, the checkpoint of a "
-                "Segmenter, or take score_rule='fusion'."
-            )
+        """Warn where there are no trained weights."""
         self._fresh = True
         warnings.warn(
             "PEBAL starts from fresh weights: it learns the classes and to abstain at once, needs the epochs of both, and shows no "
@@ -128,16 +121,25 @@ class PEBAL(ClosedSetSegmenter):
             stacklevel=2,
         )
 
+    def begin_trained(self) -> None:
+        """Let the class decoder start as the trained one."""
+        if self.classifier is not None:
+            self.classifier.load_state_dict(second_decoder(self.network).state_dict())
+
     def prepare(self) -> None:
         """Freeze what is not trained."""
         kept = {id(p) for module in self._trained() for p in module.parameters()}
-        for parameter in self.network.parameters():
-            parameter.requires_grad_(id(parameter) in kept)
+        for net in self._nets():
+            for parameter in net.parameters():
+                parameter.requires_grad_(id(parameter) in kept)
+
+    def _nets(self) -> list[SegmentationNet]:
+        return [self.network] if self.classifier is None else [self.network, self.classifier]
 
     def _trained(self) -> list[nn.Module]:
         if self.trainable == "all":
-            return [self.network]
-        return [self.network.head, *(self.network.decoder if self.trainable == "decoder" else [])]
+            return [*self._nets()]
+        return [part for net in self._nets() for part in (net.head, *(net.decoder if self.trainable == "decoder" else []))]
 
     def measure(self) -> None:
         """Measure the margins; a resumed training keeps its own, or measures those that were put off."""
@@ -154,26 +156,14 @@ class PEBAL(ClosedSetSegmenter):
         else:
             self._at = (float(self.margin[0]), float(self.margin[1]))
         self._fresh = False
-        if self.before is not None and bool(self.before_inliers.isnan().any()):
-            self._keep(self.before)
-
-    def _keep(self, before: SegmentationNet) -> None:
-        """Keep the net as it is before the first step, and the moments of its entropy over the inliers of the first batches."""
-        own = self.network.state_dict()
-        before.load_state_dict({name: own[name][: len(value)] if value.ndim else own[name] for name, value in before.state_dict().items()})
-
-        count, first, second = self._sums(before, softmax_entropy)[0].tolist()
-        mean = first / max(count, 1)
-        self.before_inliers = torch.tensor([mean, max(second / max(count, 1) - mean * mean, 1e-12) ** 0.5]).to(self.before_inliers)
 
     def logits(self, image: Tensor) -> Tensor:
-        """Compute all outputs: K + 1 of the net, and after them the K of the net before where it is kept; see the base class."""
+        """Compute all outputs: K + 1 of the net, and after them the K of the class decoder; see the base class."""
         filled = self.normalised(image)
-        own = cast(Tensor, self.network(filled))
-        if self.before is None:
-            return own
-        with evaluation_mode(self.before):  # its norms must not drift
-            return torch.cat([own, self.before(filled)], 1)
+        if self.classifier is None:
+            return cast(Tensor, self.network(filled))
+        maps, size = self.network.encode(filled), (image.shape[-2], image.shape[-1])
+        return torch.cat([net.decide(net.assemble(maps), size) for net in self._nets()], 1)
 
     def _rest_at(self, margins: tuple[float, float]) -> None:
         self._at = margins
@@ -181,17 +171,15 @@ class PEBAL(ClosedSetSegmenter):
             self.margin = torch.tensor(margins).to(self.margin)
 
     def _measured(self) -> tuple[float, float]:
-        return measured_margins(self._sums(self.network, free_energy))
+        """Measure the margins on the first batches of all ranks, by the net as it is."""
 
-    def _sums(self, net: SegmentationNet, read: Callable[[Tensor], Tensor]) -> Tensor:
-        """Sum up what a net, as it is, says of the inliers and outliers of the first batches of all ranks; see `energy_sums`."""
-
-        def told() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-            with evaluation_mode(net), torch.no_grad():
+        def energies() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            with evaluation_mode(self.network), torch.no_grad():
                 for batch, label, outlier in first_batches(self):
-                    yield read(net(self.normalised(batch["image"]))[:, : self.classes].float()), label != IGNORE, outlier
+                    logits = self.network(self.normalised(batch["image"]))
+                    yield free_energy(logits[:, : self.classes].float()), label != IGNORE, outlier
 
-        return torch.stack(gathered_objects(energy_sums(told()))).sum(0)
+        return measured_margins(torch.stack(gathered_objects(energy_sums(energies()))).sum(0))
 
     def on_train_epoch_start(self) -> None:
         """Measure margins that were put off."""
@@ -203,17 +191,21 @@ class PEBAL(ClosedSetSegmenter):
     def _keep_frozen(self) -> None:
         """Put frozen parts into evaluation mode, so that their norms and dropouts do not drift."""
         if self.trainable != "all" and not self.paper_faithful:
-            self.network.eval()
+            for net in self._nets():
+                net.eval()
             for module in self._trained():
                 module.train()
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Compute the terms of the loss; a batch without outliers, or of outliers alone, has those that it can."""
         label, outlier = self.training_truth(batch)
-        logits = self.network(self.normalised(batch["image"]))
+        logits = self.logits(batch["image"])
+        own, apart = logits[:, : self.classes + 1], logits[:, self.classes + 1 :]
         with torch.autocast(logits.device.type, enabled=False):
             recipe = replace(self.recipe, energy=0.0) if self._resting else self.recipe
-            losses = pebal_losses(logits, label, outlier, self._at, recipe, bounded=not self.paper_faithful)
+            losses = pebal_losses(own, label, outlier, self._at, recipe, bounded=not self.paper_faithful)
+            if self.classifier is not None:
+                losses["class_decoder"] = class_loss(apart, label)
             self._observe(logits.detach().float(), label != IGNORE)
         self.log_dict({f"loss_{name}": value.detach() for name, value in losses.items()}, batch_size=len(label))
         total: Tensor = torch.stack(list(losses.values())).sum()
@@ -228,33 +220,25 @@ class PEBAL(ClosedSetSegmenter):
         self.inliers = running_moments(self.inliers, torch.where(counted, powers, 0.0).sum((2, 3, 4)))
 
     def _parts(self, logits: Tensor) -> Tensor:
-        """Compute free energy and entropy of the known classes, and in an ensemble the log probability to abstain: (2 or 3, B, H, W)."""
-        known = logits[:, : self.classes]
-        parts = [free_energy(known), softmax_entropy(known)]
-        return torch.stack(parts if self.inliers.shape[1] == len(parts) else [*parts, self._abstention(logits)])
-
-    def _abstention(self, logits: Tensor) -> Tensor:
-        return logits[:, : self.classes + 1].log_softmax(1)[:, -1]
+        """Compute free energy and entropy of the known classes, and the entropy of the class decoder: (2 or 3, B, H, W)."""
+        known, apart = logits[:, : self.classes], logits[:, self.classes + 1 :]
+        return torch.stack([free_energy(known), softmax_entropy(known), *([] if self.classifier is None else [softmax_entropy(apart)])])
 
     def votes(self, logits: Tensor) -> Tensor:
-        """Take the logits of the known classes, and add those of the net before where it is kept; see the base class."""
-        own = logits[:, : self.classes]
-        return own if self.before is None else own + logits[:, self.classes + 1 :]
+        """Take the logits of the class decoder, or else those of the net for the known classes; see the base class."""
+        return logits[:, : self.classes] if self.classifier is None else logits[:, self.classes + 1 :]
 
     def read(self, logits: Tensor) -> Tensor:
         """Score by `score_rule`; see the base class."""
         if self.score_rule == "abstain":
-            return self._abstention(logits)
+            return logits[:, : self.classes + 1].log_softmax(1)[:, -1]
         if self.score_rule == "energy":
             return free_energy(logits[:, : self.classes])
         if self.score_rule == "entropy":
             return softmax_entropy(logits[:, : self.classes])
         _, mean, square = self.inliers[..., None, None, None]
         parts = (self._parts(logits) - mean) / (square - mean.square()).clamp_min(1e-12).sqrt()
-        fused: Tensor = parts[:2].sum(0)
-        if self.score_rule == "ensemble":
-            before = softmax_entropy(logits[:, self.classes + 1 :])
-            fused = parts.sum(0) + (before - self.before_inliers[0]) / self.before_inliers[1]
+        fused: Tensor = (parts if self.score_rule == "ensemble" else parts[:2]).sum(0)
         return fused
 
     def diagnostics(self) -> dict[str, Tensor]:

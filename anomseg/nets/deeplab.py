@@ -114,12 +114,19 @@ class DeepLabNet(SegmentationNet):
         """Give the two convolutions before the head, which are what published fine-tunings train along."""
         return [self.final]
 
-    def features(self, image: Tensor) -> Tensor:
-        """Compute (B, reduction, H / 4, W / 4)."""
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """Compute the fine map and the pyramid's, both at a quarter of the resolution."""
         maps = self.trunk(image)
         fine = self.skip(maps[self.fine_index])
-        coarse = F.interpolate(self.pyramid(maps[-1]), fine.shape[-2:], mode="bilinear", align_corners=False)
-        return cast(Tensor, self.final(torch.cat([fine, coarse], 1)))
+        return [fine, F.interpolate(self.pyramid(maps[-1]), fine.shape[-2:], mode="bilinear", align_corners=False)]
+
+    def assemble(self, maps: Sequence[Tensor]) -> Tensor:
+        """Join both maps by two convolutions."""
+        return cast(Tensor, self.final(torch.cat(list(maps), 1)))
+
+    def features(self, image: Tensor) -> Tensor:
+        """Compute (B, reduction, H / 4, W / 4)."""
+        return self.assemble(self.encode(image))
 
 
 def _trunk(in_channels: int, spec: DeepLabV3Plus, pretrained: bool = False) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ class SegmentationNet(nn.Module, ABC):
     """Give logits of K outputs for every pixel of an image of any size.
 
     The last layer is `head`, a 1 x 1 convolution with K outputs, so that outputs can be added by `widen_head`; what it reads are
-    `features`, and `decoder` names the modules before it that a fine-tuning may train along.
+    `features`, and `decoder` names the modules before it that a fine-tuning may train along. A net that names a decoder also splits its
+    features into `encode` and `assemble`, and the latter uses the modules of the decoder alone.
 
     Attributes:
         added: outputs that `widen_head` added to the K ones that it was built with.
@@ -35,6 +37,14 @@ class SegmentationNet(nn.Module, ABC):
     @abstractmethod
     def decoder(self) -> Sequence[nn.Module]:
         """Give the modules between encoder and head."""
+
+    def encode(self, image: Tensor) -> Sequence[Tensor]:
+        """Compute what the decoder reads; the features themselves where there is no decoder, as here."""
+        return [self.features(image)]
+
+    def assemble(self, maps: Sequence[Tensor]) -> Tensor:
+        """Compute the features by the decoder from what `encode` gives."""
+        return maps[0]
 
     def replace_head(self, layer: nn.Conv2d) -> None:
         """Put another layer in the place of the head; nets whose head is a property must say where (torch passes setters by)."""
@@ -94,6 +104,31 @@ def widen_head(net: SegmentationNet, rows: int = 1) -> None:
     net.added += rows
 
 
+def second_decoder(net: SegmentationNet) -> SegmentationNet:
+    """Copy decoder and head of a net, without the outputs that were added; what stands before the decoder is left out.
+
+    Args:
+        net: one that names its decoder; not changed.
+
+    Returns:
+        A net that can `assemble` and `decide` what `net` encodes, by weights of its own.
+
+    Raises:
+        ValueError: the net names no decoder.
+    """
+    if not net.decoder:
+        raise ValueError(f"Expected a net that names its decoder, but {type(net).__name__} names none. Do without a second one.")
+    own = {id(module) for part in (*net.decoder, net.head) for module in part.modules()}
+    before = [child for child in net.children() if own.isdisjoint(map(id, child.modules()))]
+    copied = copy.deepcopy(net, {id(child): nn.Identity() for child in before})
+    wide, outputs = copied.head, copied.head.out_channels - net.added
+    head = nn.Conv2d(wide.in_channels, outputs, 1, bias=wide.bias is not None).to(wide.weight)
+    head.load_state_dict({name: value[:outputs] for name, value in wide.state_dict().items()})
+    copied.replace_head(head)
+    copied.added = 0
+    return copied
+
+
 @dataclass(frozen=True)
 class CompactSegmenter(SegmentationSpec):
     """Describe a residual encoder-decoder for small images and CPUs.
@@ -147,17 +182,25 @@ class CompactNet(SegmentationNet):
         """Give the lateral and refining convolutions."""
         return [self.context, self.lateral, self.refine]
 
-    def features(self, image: Tensor) -> Tensor:
-        """Compute (B, 2 width, H / 2, W / 2), the sides rounded up to whole strides."""
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """Compute the maps of all stages, the finest first; the sides of the image are rounded up to whole strides."""
         x: Tensor = pad_to_multiple(image, self.multiple)
         skips: list[Tensor] = []
         for stage in self.stages:
             x = stage(x)
             skips.append(x)
-        x = self.lateral[-1](x + self.context(x))
+        return skips
+
+    def features(self, image: Tensor) -> Tensor:
+        """Compute (B, 2 width, H / 2, W / 2), the sides rounded up to whole strides."""
+        return self.assemble(self.encode(image))
+
+    def assemble(self, maps: Sequence[Tensor]) -> Tensor:
+        """Spread the mean of the coarsest map, and add the others from coarse to fine."""
+        x: Tensor = self.lateral[-1](maps[-1] + self.context(maps[-1]))
         x = self.refine[-1](x)
-        for level in reversed(range(len(skips) - 1)):
-            x = F.interpolate(x, skips[level].shape[-2:], mode="bilinear", align_corners=False) + self.lateral[level](skips[level])
+        for level in reversed(range(len(maps) - 1)):
+            x = F.interpolate(x, maps[level].shape[-2:], mode="bilinear", align_corners=False) + self.lateral[level](maps[level])
             x = self.refine[level](x)
         return x
 

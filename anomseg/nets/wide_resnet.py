@@ -179,16 +179,23 @@ class WideResNetNet(SegmentationNet):
         """Give the block `final` without the head."""
         return list(self.final[:6])
 
-    def features(self, image: Tensor) -> Tensor:
-        """Compute (B, 256, H / 2, W / 2)."""
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """Compute the fine map and the pyramid's, both at half of the resolution."""
         fine: Tensor = self.get_submodule("mod2")(F.max_pool2d(self.mod1(image), 3, 2, 1))
         x = F.max_pool2d(fine, 3, 2, 1)
         for number in range(3, 8):
             x = self.get_submodule(f"mod{number}")(x)
         coarse = self.bot_aspp(self.aspp(x))
-        coarse = F.interpolate(coarse, fine.shape[-2:], mode="bilinear", align_corners=True)
-        joined: Tensor = self.final[:6](torch.cat([self.bot_fine(fine), coarse], 1))
+        return [self.bot_fine(fine), F.interpolate(coarse, fine.shape[-2:], mode="bilinear", align_corners=True)]
+
+    def assemble(self, maps: Sequence[Tensor]) -> Tensor:
+        """Join both maps by two convolutions."""
+        joined: Tensor = self.final[:6](torch.cat(list(maps), 1))
         return joined
+
+    def features(self, image: Tensor) -> Tensor:
+        """Compute (B, 256, H / 2, W / 2)."""
+        return self.assemble(self.encode(image))
 
     def decide(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """Compute logits (B, K, H, W), corners aligned."""

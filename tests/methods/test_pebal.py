@@ -35,7 +35,9 @@ def segmenter(tmp_path_factory):
 def test_pebal__finds_outliers_and_keeps_the_classes(segmenter, tmp_path, score_rule):
     torch.manual_seed(0)
     path, before = segmenter
-    method, loop = PEBAL(3, NET, segmenter=path, score_rule=score_rule, optimisation=STEPS), trainer(tmp_path, 6)
+    apart = score_rule == "ensemble"
+    method = PEBAL(3, NET, segmenter=path, score_rule=score_rule, class_decoder=apart, optimisation=STEPS)
+    loop = trainer(tmp_path, 6)
     loop.fit(method, loader(count=16), loader(seed=1))
     after = loop.test(method, loader(seed=2), verbose=False)[0]
     assert after["test_ap"] > max(before["test_ap"], 0.7)
@@ -57,55 +59,69 @@ def test_fusion__adds_energy_and_entropy_in_deviations_of_the_inliers_and_leaves
     torch.testing.assert_close(method.read(logits), expected)
 
 
-def test_ensemble__adds_the_abstention_and_the_entropy_of_the_net_before():
+def test_ensemble__adds_the_entropy_of_the_class_decoder_which_alone_votes():
     torch.manual_seed(0)
-    method, logits = PEBAL(3, NET, score_rule="ensemble"), torch.randn(2, 7, 5, 6)
-    method.inliers = torch.tensor([[1.0, 1.0, 1.0], [-2.0, 0.5, -3.0], [8.0, 0.5, 25.0]])  # deviations 2, 0.5 and 4
-    method.before_inliers = torch.tensor([0.2, 0.1])
+    method, logits = PEBAL(3, NET, score_rule="ensemble", class_decoder=True), torch.randn(2, 7, 5, 6)
+    method.inliers = torch.tensor([[1.0, 1.0, 1.0], [-2.0, 0.5, 0.2], [8.0, 0.5, 0.05]])  # the last deviation is 0.1
     fused = PEBAL(3, NET, score_rule="fusion")
     fused.inliers = method.inliers[:, :2]
-    before = -(logits[:, 4:].softmax(1) * logits[:, 4:].log_softmax(1)).sum(1) / torch.tensor(3.0).log()
-    expected = fused.read(logits) + (logits[:, :4].log_softmax(1)[:, 3] + 3) / 4 + (before - 0.2) / 0.1
-    torch.testing.assert_close(method.read(logits), expected)
-    torch.testing.assert_close(method.votes(logits), logits[:, :3] + logits[:, 4:])
+    apart = -(logits[:, 4:].softmax(1) * logits[:, 4:].log_softmax(1)).sum(1) / torch.tensor(3.0).log()
+    torch.testing.assert_close(method.read(logits), fused.read(logits) + (apart - 0.2) / 0.1)
+    method.score_rule = "fusion"
+    torch.testing.assert_close(method.read(logits), fused.read(logits))
+    assert torch.equal(method.votes(logits), logits[:, 4:])
 
 
-def test_ensemble__leaves_an_abstention_out_that_is_not_learnt():
+def test_class_decoder__starts_as_the_trained_one_and_goes_its_own_way(segmenter, tmp_path):
     torch.manual_seed(0)
-    method, logits = PEBAL(3, NET, score_rule="ensemble", recipe=MAX_ENTROPY), torch.randn(2, 7, 5, 6)
-    method.inliers, method.before_inliers = torch.tensor([[1.0, 1.0], [-2.0, 0.5], [8.0, 0.5]]), torch.tensor([0.2, 0.1])
-    score = method.read(logits)
-    logits[:, 3] += 5.0
-    torch.testing.assert_close(method.read(logits), score)
-
-
-def test_ensemble__keeps_the_net_as_it_was_through_training_and_resuming(segmenter, tmp_path):
-    torch.manual_seed(0)
-    held = torch.load(segmenter[0], weights_only=False)["state_dict"]
-    data, validation = loader(count=16), loader(seed=1)
-
-    def unlike(method):
-        return [name for name, value in method.before.state_dict().items() if not torch.equal(value, held[f"network.{name}"])]
-
-    method = PEBAL(3, NET, segmenter=segmenter[0], score_rule="ensemble", optimisation=STEPS)
+    path, _ = segmenter
+    image = next(iter(loader(seed=2)))["image"]
+    method = PEBAL(3, NET, segmenter=path, class_decoder=True, optimisation=STEPS)
+    method.setup("fit")
+    with torch.no_grad():
+        logits = method.eval().logits(image)
+    torch.testing.assert_close(logits[:, 4:], logits[:, :3])
     loop = trainer(tmp_path, 2)
-    loop.fit(method, data, validation)
+    loop.fit(method.train(), loader(count=16), loader(seed=1))
     loop.save_checkpoint(tmp_path / "first.ckpt")
-    assert unlike(method) == []
-    assert not torch.equal(method.network.head.weight[:3], held["network.head.weight"])
-    moments = method.before_inliers.clone()
-    assert float(moments[1]) > 0
-    method.train().logits(next(iter(validation))["image"])  # in whatever mode it is asked
-    assert unlike(method) == []
-    resumed = PEBAL(3, NET, segmenter="not there any more", score_rule="ensemble", optimisation=STEPS)
-    trainer(tmp_path, 3).fit(resumed, data, validation, ckpt_path=tmp_path / "first.ckpt", weights_only=False)
-    assert unlike(resumed) == []
-    assert torch.equal(resumed.before_inliers, moments)
+    with torch.no_grad():
+        logits = method.eval().logits(image)
+        assert not torch.allclose(logits[:, 4:], logits[:, :3])
+        assert torch.equal(load(tmp_path / "first.ckpt").logits(image), logits)
+    resumed = PEBAL(3, NET, segmenter="not there any more", class_decoder=True, optimisation=STEPS)
+    trainer(tmp_path, 2).fit(resumed, loader(count=16), loader(seed=1), ckpt_path=tmp_path / "first.ckpt", weights_only=False)
+    with torch.no_grad():
+        assert torch.equal(resumed.eval().logits(image), logits)
 
 
-def test_ensemble__wants_a_trained_net_to_keep(tmp_path):
-    with pytest.raises(ValueError, match="score_rule='fusion'"):
-        trainer(tmp_path).fit(PEBAL(3, NET, score_rule="ensemble"), loader(), loader(seed=1))
+def test_class_decoder__learns_nothing_from_outliers():
+    torch.manual_seed(0)
+    method, batch = PEBAL(3, NET, class_decoder=True), next(iter(loader()))
+    method.log_dict = lambda *_, **__: None
+    method.setup("fit")
+    method.std.fill_(1.0)
+    held = method.state_dict()
+    gradients = []
+    for weight in (0.1, 0.9):
+        method.load_state_dict(held)
+        method.recipe = PEBALLoss(outlier=weight)
+        method.zero_grad()
+        method.training_step(batch, 0).backward()
+        gradients.append([p.grad.clone() for net in method._nets() for p in (*net.decoder[1].parameters(), *net.head.parameters())])
+    half = len(gradients[0]) // 2
+    assert not any(torch.allclose(a, b, rtol=1e-3) for a, b in list(zip(*gradients, strict=True))[:half])
+    for one, other in list(zip(*gradients, strict=True))[half:]:
+        assert torch.equal(one, other)
+
+
+def test_class_decoder__is_frozen_as_the_other(tmp_path):
+    method = PEBAL(3, CompactSegmenter(6, 2, "batch"), trainable="head", class_decoder=True, optimisation=STEPS)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    trainer(tmp_path).fit(method, loader(), loader(seed=1))
+    changed = {
+        name for name, value in method.state_dict().items() if name.startswith("classifier.") and not torch.equal(value, before[name])
+    }
+    assert changed == {"classifier.head.weight", "classifier.head.bias"}
 
 
 def collapse(segmenter, folder, **options):
@@ -216,6 +232,8 @@ def test_pebal__refuses_a_module_of_other_classes_or_without_a_decoder():
             PEBAL(classes, TrainedModule(own, head="1"))
     with pytest.raises(ValueError, match="TrainedModule names none"):
         PEBAL(3, TrainedModule(own, head="1"), trainable="decoder")
+    with pytest.raises(ValueError, match="without a class decoder"):
+        PEBAL(3, TrainedModule(own, head="1"), class_decoder=True)
 
 
 class Watch(pl.Callback):
@@ -316,6 +334,6 @@ def test_pebal__says_what_is_wrong(tmp_path):
         trainer(tmp_path).fit(PEBAL(3, NET), loader(outliers=False), loader(seed=1))
     with pytest.raises(ValueError, match=r"SyntheticOutliers\(\)"):
         trainer(tmp_path).fit(PEBAL(3, NET, margins=(-3.0, -1.0)), loader(outliers=False), loader(seed=1))
-    for options in ({"trainable": "x"}, {"score_rule": "x"}, {"margins": (1.0, 0.0)}):
+    for options in ({"trainable": "x"}, {"score_rule": "x"}, {"margins": (1.0, 0.0)}, {"score_rule": "ensemble"}):
         with pytest.raises(ValueError, match="Expected"):
             PEBAL(3, NET, **options)

@@ -1,7 +1,10 @@
 import pytest
 import torch
 
-from anomseg.nets.segmentation import CompactSegmenter, widen_head
+from anomseg.nets.deeplab import DeepLabV3Plus
+from anomseg.nets.segmentation import CompactSegmenter, second_decoder, widen_head
+from anomseg.nets.segmentation_module import TrainedModule
+from anomseg.nets.wide_resnet import WideResNet38
 
 
 @pytest.mark.parametrize("size", [(48, 64), (45, 61), (16, 16), (5, 7)])
@@ -40,6 +43,37 @@ def test_widen_head__keeps_what_the_net_gave(rows):
     assert after[:, 5:].abs().sum() > 0
     with pytest.raises(ValueError, match="one or more outputs"):
         widen_head(net, 0)
+
+
+@pytest.mark.parametrize(
+    "spec", [CompactSegmenter(width=8), DeepLabV3Plus(reduction=16), WideResNet38(16)], ids=lambda spec: type(spec).__name__
+)
+def test_second_decoder__decides_what_the_net_encodes_by_weights_of_its_own(spec):
+    torch.manual_seed(0)
+    net, image = spec.build(3, 5).eval(), torch.rand(1, 3, 64, 96)
+    known = net(image)
+    widen_head(net)
+    wide = net(image)
+    other = second_decoder(net)
+    maps = net.encode(image)
+    assert torch.equal(net.decide(net.assemble(maps), (64, 96)), wide)
+    torch.testing.assert_close(other.decide(other.assemble(maps), (64, 96)), known)
+    assert other.added == 0
+    assert {id(p) for p in net.parameters()}.isdisjoint(map(id, other.parameters()))
+    held = {id(p) for part in (*other.decoder, other.head) for p in part.parameters()}
+    assert {id(p) for p in other.parameters()} == held
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(1.0)
+    assert torch.equal(net(image), wide)
+
+
+def test_second_decoder__wants_a_net_that_names_one():
+    own = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 3, 1))
+    net = TrainedModule(own, head="1").build(3, 3)
+    assert torch.equal(net.assemble(net.encode(torch.ones(1, 3, 8, 8))), net.features(torch.ones(1, 3, 8, 8)))
+    with pytest.raises(ValueError, match="ModuleNet names none"):
+        second_decoder(net)
 
 
 def test_compact_segmenter__learns_in_a_batch_of_one():
