@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -159,11 +159,14 @@ class PEBAL(ClosedSetSegmenter):
 
     def logits(self, image: Tensor) -> Tensor:
         """Compute all outputs: K + 1 of the net, and after them the K of the class decoder; see the base class."""
+        return torch.cat(self._decided(image), 1)
+
+    def _decided(self, image: Tensor) -> list[Tensor]:
         filled = self.normalised(image)
         if self.classifier is None:
-            return cast(Tensor, self.network(filled))
+            return [self.network(filled)]
         maps, size = self.network.encode(filled), (image.shape[-2], image.shape[-1])
-        return torch.cat([net.decide(net.assemble(maps), size) for net in self._nets()], 1)
+        return [net.decide(net.assemble(maps), size) for net in self._nets()]
 
     def _rest_at(self, margins: tuple[float, float]) -> None:
         self._at = margins
@@ -199,23 +202,22 @@ class PEBAL(ClosedSetSegmenter):
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Compute the terms of the loss; a batch without outliers, or of outliers alone, has those that it can."""
         label, outlier = self.training_truth(batch)
-        logits = self.logits(batch["image"])
-        own, apart = logits[:, : self.classes + 1], logits[:, self.classes + 1 :]
-        with torch.autocast(logits.device.type, enabled=False):
+        own, *apart = self._decided(batch["image"])
+        with torch.autocast(own.device.type, enabled=False):
             recipe = replace(self.recipe, energy=0.0) if self._resting else self.recipe
             losses = pebal_losses(own, label, outlier, self._at, recipe, bounded=not self.paper_faithful)
-            if self.classifier is not None:
-                losses["class_decoder"] = class_loss(apart, label)
-            self._observe(logits.detach().float(), label != IGNORE)
+            if apart:
+                losses["class_decoder"] = class_loss(apart[0], label)
+            self._observe([own, *apart], label != IGNORE)
         self.log_dict({f"loss_{name}": value.detach() for name, value in losses.items()}, batch_size=len(label))
         total: Tensor = torch.stack(list(losses.values())).sum()
         return total
 
     @torch.no_grad()
-    def _observe(self, logits: Tensor, inlier: Tensor) -> None:
+    def _observe(self, outputs: Sequence[Tensor], inlier: Tensor) -> None:
         """Bring the moments of the inliers' scores up to date."""
         sparse = (..., slice(None, None, 4), slice(None, None, 4))
-        counted, values = inlier[sparse], self._parts(logits[sparse])
+        counted, values = inlier[sparse], self._parts(torch.cat([part[sparse] for part in outputs], 1).float())
         powers = torch.stack([torch.ones_like(values), values, values.square()])
         self.inliers = running_moments(self.inliers, torch.where(counted, powers, 0.0).sum((2, 3, 4)))
 
