@@ -179,9 +179,11 @@ class ClosedSetSegmenter(AnomalySegmenter):
         self.further_maps = {"classes": self.votes(logits).argmax(1)}
         with torch.autocast(image.device.type, enabled=False):
             score = self.read(logits.float())
-        if self.smoothing:
-            score = gaussian(score, self.smoothing, finite_pixels(image))
-        return centre(score, finite_pixels(image)) if self.centred else score
+        if self.smoothing or self.centred:
+            data = finite_pixels(image)
+            score = gaussian(score, self.smoothing, data) if self.smoothing else score
+            score = centre(score, data) if self.centred else score
+        return score
 
     def votes(self, logits: Tensor) -> Tensor:
         """Take what speaks for each known class, (B, K, H, W), from all outputs (B, outputs, H, W): their own by default."""

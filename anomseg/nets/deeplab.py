@@ -121,12 +121,8 @@ class DeepLabNet(SegmentationNet):
         return [fine, F.interpolate(self.pyramid(maps[-1]), fine.shape[-2:], mode="bilinear", align_corners=False)]
 
     def assemble(self, maps: Sequence[Tensor]) -> Tensor:
-        """Join both maps by two convolutions."""
+        """Join both maps by two convolutions: (B, reduction, H / 4, W / 4)."""
         return cast(Tensor, self.final(torch.cat(list(maps), 1)))
-
-    def features(self, image: Tensor) -> Tensor:
-        """Compute (B, reduction, H / 4, W / 4)."""
-        return self.assemble(self.encode(image))
 
 
 def _trunk(in_channels: int, spec: DeepLabV3Plus, pretrained: bool = False) -> Any:

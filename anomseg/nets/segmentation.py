@@ -19,8 +19,8 @@ class SegmentationNet(nn.Module, ABC):
     """Give logits of K outputs for every pixel of an image of any size.
 
     The last layer is `head`, a 1 x 1 convolution with K outputs, so that outputs can be added by `widen_head`; what it reads are
-    `features`, and `decoder` names the modules before it that a fine-tuning may train along. A net that names a decoder also splits its
-    features into `encode` and `assemble`, and the latter uses the modules of the decoder alone.
+    `features`, and `decoder` names the modules before it that a fine-tuning may train along. `features` is `assemble` of `encode`, and
+    `assemble` uses the modules of the decoder alone.
 
     Attributes:
         added: outputs that `widen_head` added to the K ones that it was built with.
@@ -30,21 +30,21 @@ class SegmentationNet(nn.Module, ABC):
     added: int = 0
 
     @abstractmethod
+    def encode(self, image: Tensor) -> Sequence[Tensor]:
+        """Compute what the decoder reads from (B, C, H, W), finite; the features alone where no decoder is named."""
+
+    def assemble(self, maps: Sequence[Tensor]) -> Tensor:
+        """Compute the features, (B, F, h, w), by the decoder from what `encode` gives; as they are where no decoder is named."""
+        return maps[0]
+
     def features(self, image: Tensor) -> Tensor:
         """Compute what the head reads, (B, F, h, w), from (B, C, H, W), finite."""
+        return self.assemble(self.encode(image))
 
     @property
     @abstractmethod
     def decoder(self) -> Sequence[nn.Module]:
         """Give the modules between encoder and head."""
-
-    def encode(self, image: Tensor) -> Sequence[Tensor]:
-        """Compute what the decoder reads; the features themselves where there is no decoder, as here."""
-        return [self.features(image)]
-
-    def assemble(self, maps: Sequence[Tensor]) -> Tensor:
-        """Compute the features by the decoder from what `encode` gives."""
-        return maps[0]
 
     def replace_head(self, layer: nn.Conv2d) -> None:
         """Put another layer in the place of the head; nets whose head is a property must say where (torch passes setters by)."""
@@ -191,12 +191,8 @@ class CompactNet(SegmentationNet):
             skips.append(x)
         return skips
 
-    def features(self, image: Tensor) -> Tensor:
-        """Compute (B, 2 width, H / 2, W / 2), the sides rounded up to whole strides."""
-        return self.assemble(self.encode(image))
-
     def assemble(self, maps: Sequence[Tensor]) -> Tensor:
-        """Spread the mean of the coarsest map, and add the others from coarse to fine."""
+        """Spread the mean of the coarsest map, and add the others from coarse to fine: (B, 2 width, H / 2, W / 2)."""
         x: Tensor = self.lateral[-1](maps[-1] + self.context(maps[-1]))
         x = self.refine[-1](x)
         for level in reversed(range(len(maps) - 1)):

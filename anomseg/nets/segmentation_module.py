@@ -115,7 +115,7 @@ class ModuleNet(SegmentationNet):
         """Give nothing: which parts stand before the head is not known."""
         return []
 
-    def features(self, image: Tensor) -> Tensor:
+    def encode(self, image: Tensor) -> list[Tensor]:
         """Compute what the head reads."""
         caught: list[Tensor] = []
         handle = self.head.register_forward_pre_hook(lambda _, given: caught.append(given[0]))
@@ -123,7 +123,7 @@ class ModuleNet(SegmentationNet):
             self.module(image)
         finally:
             handle.remove()
-        return caught[0]
+        return caught[:1]
 
     def revise(self, image: Tensor, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Run the module twice, because what it does after its head is not known; see the base class."""

@@ -68,10 +68,10 @@ class ResidualPatternNet(SegmentationNet):
         self.base.eval()
         return self
 
-    def features(self, image: Tensor) -> Tensor:
+    def encode(self, image: Tensor) -> list[Tensor]:
         """Compute what the head reads, without the residual."""
         with torch.no_grad():
-            return self.base.features(image)
+            return [self.base.features(image)]
 
     def decide(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """Compute logits (B, 2 K, H, W): first those of the frozen net, then those with the residual."""

@@ -189,13 +189,9 @@ class WideResNetNet(SegmentationNet):
         return [self.bot_fine(fine), F.interpolate(coarse, fine.shape[-2:], mode="bilinear", align_corners=True)]
 
     def assemble(self, maps: Sequence[Tensor]) -> Tensor:
-        """Join both maps by two convolutions."""
+        """Join both maps by two convolutions: (B, 256, H / 2, W / 2)."""
         joined: Tensor = self.final[:6](torch.cat(list(maps), 1))
         return joined
-
-    def features(self, image: Tensor) -> Tensor:
-        """Compute (B, 256, H / 2, W / 2)."""
-        return self.assemble(self.encode(image))
 
     def decide(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """Compute logits (B, K, H, W), corners aligned."""
