@@ -45,6 +45,7 @@ METHODS = {
     "library": "FeatureLibrary as PatchCore",
     "bounded": "FeatureLibrary, memory 8,192",
     "placed": "the same, l2, border",
+    "placed_4096": "the same, memory 4,096",
     "border": "FeatureLibrary, border",
     "bank": "FeatureLibrary, filter bank, border",
 }
@@ -208,6 +209,7 @@ def library(kind: str, share: float, train: list[dict[str, Any]], folder: str) -
         "library": {"normalise": "none", "memory": 1 << 20},
         "bounded": {"normalise": "none", **bounded},
         "placed": {"normalise": "l2", "position": PatchPosition(border=1.0), **bounded},
+        "placed_4096": {"normalise": "l2", "position": PatchPosition(border=1.0), **bounded, "memory": 4096},
         "border": {"normalise": "whiten", "position": PatchPosition(border=1.0)},
         "bank": {"normalise": "whiten", "position": PatchPosition(border=1.0), "encoder": bank, "patch": 1},
     }[kind]

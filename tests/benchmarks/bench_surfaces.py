@@ -57,17 +57,35 @@ def wide() -> PositionGaussian:
     return PositionGaussian(families=["contrasts", "streaks"], windows=WIDE, smoothing=16.0)
 
 
+def sides() -> PositionGaussian:
+    """Make the middle one: the edges of patches that look normal inside, of a fifth of a tile."""
+    return PositionGaussian(families=["contrasts"], windows=WIDE[1:], smoothing=4.0)
+
+
+def placed() -> Reconstruction:
+    """Make a net whose score is in units of its place, as smooth as that of the Gaussians beside it."""
+    return Reconstruction(1, HEAD, scoring=replace(SHARP, smoothing=2.0), position=BorderStatistics(), optimisation=RATE)
+
+
+def with_net(checkpoint: Path) -> ScoreFusion:
+    """Fuse a trained `placed` net, which counts for a quarter beside the Gaussians, with the two wider methods."""
+    sharp = ScoreFusion([PositionGaussian(), placed()], rule="mean", weights=[1.0, 0.25], checkpoints=[None, checkpoint])
+    return ScoreFusion([sharp, wide(), sides()], limits=[None, 1.0, 2.0])
+
+
 def library(encoder: Any, border: float = 0.0, **options: Any) -> FeatureLibrary:
     return FeatureLibrary(1, encoder, position=PatchPosition(border=border) if border else None, coreset=4000, memory=40000, **options)
 
 
-ARMS: dict[str, tuple[Callable[[], AnomalySegmenter], str]] = {  # how it is made, and what it trains on
+ARMS: dict[str, tuple[Callable[..., AnomalySegmenter], str]] = {  # how it is made, and what it trains on
     "gaussian, one place": (lambda: PositionGaussian(cuts=()), "whole"),
     "gaussian": (lambda: PositionGaussian(), "whole"),
     "gaussian, mean": (lambda: PositionGaussian(level="mean"), "whole"),
     "gaussian, wide": (lambda: PositionGaussian(level="mean", windows=WIDE, smoothing=6.0), "whole"),
     "gaussian, wide streaks": (wide, "whole"),
     "fusion": (lambda: ScoreFusion([PositionGaussian(), wide()], limits=[None, 1.0]), "whole"),
+    "fusion, three": (lambda: ScoreFusion([PositionGaussian(), wide(), sides()], limits=[None, 1.0, 2.0]), "whole"),
+    "fusion, net": (with_net, "whole"),  # of the net that the arm below has trained for this set and seed
     "fusion, no limit": (lambda: ScoreFusion([PositionGaussian(), wide()]), "whole"),
     "derivatives alone": (lambda: PositionGaussian(families=["derivatives"], scales=(1, 2, 4)), "whole"),
     "derivatives, one place": (lambda: PositionGaussian(families=["derivatives"], cuts=(), scales=(1, 2, 4), smoothing=1.0), "whole"),
@@ -104,6 +122,7 @@ ARMS: dict[str, tuple[Callable[[], AnomalySegmenter], str]] = {  # how it is mad
         lambda: Reconstruction(1, HEAD, scoring=SHARP, optimisation=RATE),
         "crops with small defects",
     ),
+    "denoising, small defects, placed": (placed, "crops with small defects"),
     "denoising, small defects, mirrored": (
         lambda: Reconstruction(1, HEAD, scoring=SHARP, views=4, optimisation=RATE),
         "crops with small defects",
@@ -223,7 +242,8 @@ def measure(which: str, arm: str, seed: int, options: argparse.Namespace) -> Non
         return
     pl.seed_everything(seed, verbose=False)
     make, trains_on = ARMS[arm]
-    method, data = make(), images(which, trains_on, seed)
+    net = options.output / f"{which}_net_{seed}.ckpt"
+    method, data = make(net) if make is with_net else make(), images(which, trains_on, seed)
     limit: dict[str, Any] = {"max_epochs": 1} if trains_on == "whole" else {"max_steps": options.steps, "max_epochs": -1}
     begun = time.process_time()
     trainer = pl.Trainer(
@@ -241,6 +261,8 @@ def measure(which: str, arm: str, seed: int, options: argparse.Namespace) -> Non
     )
     trainer.fit(method, data)
     fitted = time.process_time() - begun
+    if make is placed:
+        trainer.save_checkpoint(net, weights_only=True)
     result = {"set": which, "arm": arm, "seed": seed, "fit_s": round(fitted, 1), **measured(method.eval(), data)}
     result["score_s"] = round(time.process_time() - begun - fitted, 1)
     file.write_text(json.dumps(result, indent=1))

@@ -6,13 +6,17 @@ import torch
 from torch.utils.data import DataLoader
 
 from anomseg.checkpoint import load
+from anomseg.data.defects import Corruption, Hole
 from anomseg.data.synthetic import SyntheticDataModule
-from anomseg.errors import NotFittedError
+from anomseg.errors import CheckpointError, NotFittedError
 from anomseg.methods.base import AnomalySegmenter
 from anomseg.methods.position_gaussian import PositionGaussian
+from anomseg.methods.reconstruction import Reconstruction
+from anomseg.methods.reconstruction_score import ReconstructionScore
 from anomseg.methods.rx import RX
 from anomseg.methods.score_fusion import ScoreFusion
 from anomseg.methods.svdd import SVDD
+from anomseg.nets.autoencoder import AutoencoderSpec
 from anomseg.sample import collate
 
 
@@ -137,6 +141,57 @@ def test_score_fusion__joins_detectors_of_one_scene(tmp_path):
         trainer(tmp_path).fit(ScoreFusion([RX()]), data)
 
 
+def net(**options):
+    return Reconstruction(1, AutoencoderSpec(width=4, depth=2, defect_head=True), scoring=ReconstructionScore(defect=1.0), **options)
+
+
+@pytest.fixture(scope="module")
+def net_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("net")
+    method, loop = net(), trainer(folder)
+    corruption = Corruption((Hole(size=(0.01, 0.05)),))
+    samples = [corruption(part(seed), torch.Generator().manual_seed(seed)) for seed in range(8)]
+    loop.fit_loop.max_epochs = 2
+    loop.fit(method, loader(samples), loader([part(50)]))
+    loop.save_checkpoint(folder / "net.ckpt")
+    return folder / "net.ckpt"
+
+
+def test_score_fusion__takes_a_trained_net_as_it_is(tmp_path, net_file):
+    alone, image = load(net_file), part(7, "sharp")["image"][None]
+    method, loop = ScoreFusion([methods()[0], net()], rule="mean", weights=[1.0, 0.25], checkpoints=[None, net_file]), trainer(tmp_path)
+    loop.fit(method, loader([part(seed) for seed in range(16)]), loader([part(50)]))
+    torch.testing.assert_close(method.methods[1].score_map(image), alone.score_map(image))
+    everywhere = torch.ones(1, 48, 48, dtype=torch.bool)
+    fine, rebuilt = [scale(one.score_map(image), everywhere) for one, scale in zip(method.methods, method.scales, strict=True)]
+    torch.testing.assert_close(method.score_map(image), (fine + 0.25 * rebuilt) / 1.25)
+    loop.save_checkpoint(tmp_path / "fusion.ckpt")
+    net_file.rename(tmp_path / "gone.ckpt")  # the fusion's own checkpoint holds everything
+    try:
+        torch.testing.assert_close(load(tmp_path / "fusion.ckpt").score_map(image), method.score_map(image))
+    finally:
+        (tmp_path / "gone.ckpt").rename(net_file)
+
+
+def test_score_fusion__may_be_one_of_the_methods(tmp_path, net_file):
+    inner = ScoreFusion([methods()[0], net()], rule="mean", checkpoints=[None, net_file])
+    method, image = ScoreFusion([inner, methods()[1]], limits=[None, 1.0]), part(7, "sharp")["image"][None]
+    loop = trainer(tmp_path)
+    loop.fit(method, loader([part(seed) for seed in range(16)]), loader([part(50)]))
+    torch.testing.assert_close(inner.methods[1].score_map(image), load(net_file).score_map(image))
+    loop.save_checkpoint(tmp_path / "fusion.ckpt")
+    torch.testing.assert_close(load(tmp_path / "fusion.ckpt").score_map(image), method.score_map(image))
+
+
+def test_score_fusion__refuses_a_checkpoint_of_something_else(tmp_path, net_file):
+    samples = loader([part(seed) for seed in range(4)])
+    for wrong, told in ((net(views=4), "views=1 for 4"), (SVDD(1), "_class_path='anomseg.methods.reconstruction.Reconstruction'")):
+        with pytest.raises(CheckpointError, match=f"but it differs: .*{told}"):
+            trainer(tmp_path).fit(ScoreFusion([wrong], checkpoints=[net_file]), samples)
+    with pytest.raises(FileNotFoundError, match="Expected a checkpoint at"):
+        trainer(tmp_path).fit(ScoreFusion([net()], checkpoints=[tmp_path / "none.ckpt"]), samples)
+
+
 def test_score_fusion__is_not_used_before_it_is_fitted():
     with pytest.raises(NotFittedError):
         ScoreFusion(methods()).score(torch.rand(1, 1, 32, 32))
@@ -144,8 +199,17 @@ def test_score_fusion__is_not_used_before_it_is_fitted():
 
 def test_score_fusion__refuses_what_it_cannot_fuse():
     assert isinstance(ScoreFusion([RX()]), AnomalySegmenter)
-    with pytest.raises(ValueError, match=r"learn nothing by descent.*but got \['SVDD'\]"):
+    with pytest.raises(ValueError, match=r"learn nothing by descent.*but got \['SVDD'\] without"):
         ScoreFusion([RX(), SVDD(4)])
+    with pytest.raises(ValueError, match=r"no checkpoint for methods that are fitted here, but got one for \['RX'\]"):
+        ScoreFusion([RX()], checkpoints=["rx.ckpt"])
+    with pytest.raises(ValueError, match="a checkpoint or None for each of the 2 methods"):
+        ScoreFusion([RX(), SVDD(4)], checkpoints=["svdd.ckpt"])
+    for wrong in ([1.0], [1.0, 0.0]):
+        with pytest.raises(ValueError, match="Expected a weight above 0 for each of the 2 methods"):
+            ScoreFusion([RX(), RX("local")], rule="mean", weights=wrong)
+    with pytest.raises(ValueError, match="and rule='mean', but got weights"):
+        ScoreFusion([RX()], weights=[1.0])
     with pytest.raises(ValueError, match="but got none"):
         ScoreFusion([])
     with pytest.raises(ValueError, match="a limit or None for each of the 1 methods"):
