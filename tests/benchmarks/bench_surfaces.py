@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +63,14 @@ def sides() -> PositionGaussian:
     return PositionGaussian(families=["contrasts"], windows=WIDE[1:], smoothing=4.0)
 
 
-def placed() -> Reconstruction:
+def placed(views: int = 1) -> Reconstruction:
     """Make a net whose score is in units of its place, as smooth as that of the Gaussians beside it."""
-    return Reconstruction(1, HEAD, scoring=replace(SHARP, smoothing=2.0), position=BorderStatistics(), optimisation=RATE)
+    return Reconstruction(1, HEAD, scoring=replace(SHARP, smoothing=2.0), views=views, position=BorderStatistics(), optimisation=RATE)
 
 
-def with_net(checkpoint: Path) -> ScoreFusion:
+def with_net(checkpoint: Path, views: int = 1) -> ScoreFusion:
     """Fuse a trained `placed` net, which counts for a quarter beside the Gaussians, with the two wider methods."""
-    sharp = ScoreFusion([PositionGaussian(), placed()], rule="mean", weights=[1.0, 0.25], checkpoints=[None, checkpoint])
+    sharp = ScoreFusion([PositionGaussian(), placed(views)], rule="mean", weights=[1.0, 0.25], checkpoints=[None, checkpoint])
     return ScoreFusion([sharp, wide(), sides()], limits=[None, 1.0, 2.0])
 
 
@@ -85,7 +86,8 @@ ARMS: dict[str, tuple[Callable[..., AnomalySegmenter], str]] = {  # how it is ma
     "gaussian, wide streaks": (wide, "whole"),
     "fusion": (lambda: ScoreFusion([PositionGaussian(), wide()], limits=[None, 1.0]), "whole"),
     "fusion, three": (lambda: ScoreFusion([PositionGaussian(), wide(), sides()], limits=[None, 1.0, 2.0]), "whole"),
-    "fusion, net": (with_net, "whole"),  # of the net that the arm below has trained for this set and seed
+    "fusion, net": (with_net, "whole"),  # of the net that another arm, see NETS, has trained for this set and seed
+    "fusion, mirrored net": (partial(with_net, views=4), "whole"),
     "fusion, no limit": (lambda: ScoreFusion([PositionGaussian(), wide()]), "whole"),
     "derivatives alone": (lambda: PositionGaussian(families=["derivatives"], scales=(1, 2, 4)), "whole"),
     "derivatives, one place": (lambda: PositionGaussian(families=["derivatives"], cuts=(), scales=(1, 2, 4), smoothing=1.0), "whole"),
@@ -123,6 +125,7 @@ ARMS: dict[str, tuple[Callable[..., AnomalySegmenter], str]] = {  # how it is ma
         "crops with small defects",
     ),
     "denoising, small defects, placed": (placed, "crops with small defects"),
+    "denoising, small defects, placed, mirrored": (partial(placed, views=4), "crops with small defects"),
     "denoising, small defects, mirrored": (
         lambda: Reconstruction(1, HEAD, scoring=SHARP, views=4, optimisation=RATE),
         "crops with small defects",
@@ -143,6 +146,12 @@ ARMS: dict[str, tuple[Callable[..., AnomalySegmenter], str]] = {  # how it is ma
         lambda: Reconstruction(1, HEAD, scoring=ReconstructionScore(l1=0.0, msgms=0.0, defect=1.0, smoothing=3.0), optimisation=RATE),
         "corrupted crops",
     ),
+}
+
+
+NETS = {  # which arm trains the net of a fusion
+    "fusion, net": "denoising, small defects, placed",
+    "fusion, mirrored net": "denoising, small defects, placed, mirrored",
 }
 
 
@@ -237,13 +246,16 @@ def measured(method: AnomalySegmenter, data: IndustrialDataModule) -> dict[str, 
 
 
 def measure(which: str, arm: str, seed: int, options: argparse.Namespace) -> None:
-    file = options.output / f"{which}_{arm.replace(', ', '-').replace(' ', '_')}_{seed}.json"
+    def of_arm(name: str) -> Path:
+        return options.output / f"{which}_{name.replace(', ', '-').replace(' ', '_')}_{seed}.json"
+
+    file = of_arm(arm)
     if file.exists():
         return
     pl.seed_everything(seed, verbose=False)
     make, trains_on = ARMS[arm]
-    net = options.output / f"{which}_net_{seed}.ckpt"
-    method, data = make(net) if make is with_net else make(), images(which, trains_on, seed)
+    given = [of_arm(NETS[arm]).with_suffix(".ckpt")] if arm in NETS else []
+    method, data = make(*given), images(which, trains_on, seed)
     limit: dict[str, Any] = {"max_epochs": 1} if trains_on == "whole" else {"max_steps": options.steps, "max_epochs": -1}
     begun = time.process_time()
     trainer = pl.Trainer(
@@ -261,8 +273,8 @@ def measure(which: str, arm: str, seed: int, options: argparse.Namespace) -> Non
     )
     trainer.fit(method, data)
     fitted = time.process_time() - begun
-    if make is placed:
-        trainer.save_checkpoint(net, weights_only=True)
+    if arm in NETS.values():
+        trainer.save_checkpoint(file.with_suffix(".ckpt"), weights_only=True)
     result = {"set": which, "arm": arm, "seed": seed, "fit_s": round(fitted, 1), **measured(method.eval(), data)}
     result["score_s"] = round(time.process_time() - begun - fitted, 1)
     file.write_text(json.dumps(result, indent=1))
